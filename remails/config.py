@@ -1,0 +1,264 @@
+"""Settings: one TOML file, decoded into frozen, typed structs, and a directory of credentials.
+
+`load` reads the file named by `--config`, `$REMAILS_CONFIG` or the default path. msgspec refuses an unknown key or
+a wrong type and names its path, so a typing error in `remails.toml` is one sentence and not a surprise at night.
+Secrets are not in the file: `Settings.credential` reads them from `$CREDENTIALS_DIRECTORY`, which systemd fills for
+each unit by `LoadCredential=`, or else from `credentials_directory`. Settings are passed; nothing here is global.
+"""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from remails.errors import ConfigError
+
+DEFAULT_PATH = "/etc/remails/remails.toml"
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(gt=0)]
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class Database(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How to reach PostgreSQL."""
+
+    dsn: str
+    """A libpq connection string without password; several hosts are allowed."""
+    connections: Positive = 4
+    """Most connections of one process; also the number of its database threads."""
+    connect_timeout: Positive = 3
+    wait_timeout: Seconds = 5.0
+    """Longest wait for a free connection, then the client is told to come back (451, 503)."""
+    statement_timeout: Seconds = 30.0
+
+
+class BusEndpoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One `bus` host, as the others reach it."""
+
+    publish: str
+    """Where publishers connect, e.g. `tcp://10.0.0.5:5561`."""
+    subscribe: str
+    """Where subscribers connect, e.g. `tcp://10.0.0.5:5562`."""
+
+
+class Bus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The best-effort bus. Publishers publish to every endpoint, subscribers listen to every one."""
+
+    endpoints: tuple[BusEndpoint, ...] = ()
+    listen_publish: str = "tcp://127.0.0.1:5561"
+    listen_subscribe: str = "tcp://127.0.0.1:5562"
+    server_public_key: str = ""
+    """CURVE public key of the brokers (Z85, 40 characters)."""
+    client_public_keys: tuple[str, ...] = ()
+    """CURVE public keys that a broker lets in; two while a key is being changed."""
+
+
+class Dns(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which resolver is asked. Empty: that of the system (`/etc/resolv.conf`)."""
+
+    nameservers: tuple[str, ...] = ()
+    """`address` or `address:port`; an IPv6 address with port as `[address]:port`."""
+    timeout: Seconds = 5.0
+
+
+class Mail(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is the same for mail from every door."""
+
+    hostname: str
+    """The relay's name: banner, `Received` fields, Message-IDs we add."""
+    max_size: Positive = 40 * 1024 * 1024
+    """Largest message in bytes."""
+    max_recipients: Positive = 1000
+    dkim_selector: str = "remails"
+    spf_include: str = ""
+    """Name that customers include in their SPF record; empty: the relay's hostname."""
+    expire_after: Seconds = 4 * 86400.0
+    """A delivery that did not succeed after so many seconds has failed (RFC 5321 §4.5.4.1)."""
+
+
+class Api(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """REST API and web pages."""
+
+    listen: str = "127.0.0.1:8000"
+    """Used when systemd passes no socket."""
+    url: str = "http://127.0.0.1:8000"
+    """How people reach the pages; decides whether cookies are `Secure`."""
+    workers: Positive = 2
+    threads: Positive = 8
+    environment: str = "production"
+    """Shown in /api/config; anything but `production` is kept out of search engines."""
+    trusted_proxies: Annotated[int, Meta(ge=0)] = 0
+    """How many proxies of ours stand in front and set X-Forwarded-For."""
+
+
+class Inbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """SMTP submission. A port of 0 leaves that listener out; systemd's sockets go before the ports."""
+
+    host: str = "127.0.0.1"
+    smtps_port: Port = 465
+    submission_port: Port = 587
+    alternate_port: Port = 2525
+    tls_certificate: str = "/etc/remails/tls/certificate.pem"
+    tls_key: str = "/etc/remails/tls/key.pem"
+    timeout: Seconds = 300.0
+    """A client that is silent for so many seconds is told 421 (RFC 5321 §4.5.3.2.7)."""
+    max_connections: Positive = 2000
+    drain_timeout: Seconds = 30.0
+
+
+class Outbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Delivery."""
+
+    port: Port = 25
+    """Port of the remote servers (RFC 5321 §4.5.4.1); another one only in a demo world."""
+    allow_private_destinations: bool = False
+    """Whether a recipient's MX may be in a loopback, private or link-local range."""
+    concurrency: Positive = 100
+    """Most SMTP dialogues of one process at a time."""
+    batch: Positive = 50
+    """Most deliveries claimed by one statement."""
+    lease: Seconds = 60.0
+    """A claim lasts so long and is renewed while work goes on; after a crash others wait for its end."""
+    poll_interval: Seconds = 1.0
+    connect_timeout: Seconds = 30.0
+    command_timeout: Seconds = 300.0
+    """RFC 5321 §4.5.3.2: MAIL and RCPT five minutes."""
+    data_timeout: Seconds = 600.0
+    """RFC 5321 §4.5.3.2.6: ten minutes for the reply to the final dot."""
+    drain_timeout: Seconds = 120.0
+    first_retry: Seconds = 60.0
+
+
+class Periodic(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Repeating tasks and how often they run, in seconds."""
+
+    notify_interval: Seconds = 10.0
+    claims_interval: Seconds = 5.0
+    domains_interval: Seconds = 300.0
+    domains_older_than: Seconds = 20 * 3600.0
+    retention_interval: Seconds = 3600.0
+    usage_interval: Seconds = 60.0
+    host_timeout: Seconds = 30.0
+    """A host whose heartbeat is older than this is taken for dead."""
+
+
+class IpAgent(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The cloud IP agent of a sending host."""
+
+    provider: str = "static"
+    server_ref: str = ""
+    """The provider's id of this server."""
+    zone: str = ""
+    lease: Seconds = 30.0
+    interval: Seconds = 5.0
+    max_addresses: Positive = 5
+
+
+class Logs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Logging."""
+
+    level: str = "INFO"
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All settings of one host."""
+
+    host: str
+    """This host's name, unique in the fleet."""
+    mail: Mail
+    database: Database
+    credentials_directory: str = "/etc/remails/credentials"
+    bus: Bus = field(default_factory=Bus)
+    dns: Dns = field(default_factory=Dns)
+    api: Api = field(default_factory=Api)
+    inbound: Inbound = field(default_factory=Inbound)
+    outbound: Outbound = field(default_factory=Outbound)
+    periodic: Periodic = field(default_factory=Periodic)
+    ipagent: IpAgent = field(default_factory=IpAgent)
+    logs: Logs = field(default_factory=Logs)
+
+    def credential(self, name: str) -> str:
+        """The text of one credential, without the line end.
+
+        Raises:
+            ConfigError: when it is missing or unreadable; the text names the file.
+        """
+        path = Path(os.environ.get("CREDENTIALS_DIRECTORY") or self.credentials_directory) / name
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a text file"
+            raise ConfigError(f"credential {name}: cannot read {path} ({reason})") from None
+        if not text:
+            raise ConfigError(f"credential {name}: {path} is empty")
+        return text
+
+    @property
+    def spf_include(self) -> str:
+        """The name customers include in their SPF record."""
+        return self.mail.spf_include or self.mail.hostname
+
+
+def load(path: str | None = None) -> Settings:
+    """Read the settings of this host.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key is wrong; the text names the file and the key.
+    """
+    chosen = Path(path or os.environ.get("REMAILS_CONFIG") or DEFAULT_PATH)
+    try:
+        data = chosen.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read settings {chosen}: {error.strerror}; set REMAILS_CONFIG or --config") from None
+    return decode(data, str(chosen))
+
+
+def decode(data: bytes, source: str = "settings") -> Settings:
+    """Decode the TOML text of the settings; `source` names it in errors."""
+    try:
+        settings = msgspec.toml.decode(data, type=Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_plain(str(error))}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    for nameserver in settings.dns.nameservers:
+        endpoint(nameserver, 53, f"{source}: dns.nameservers")
+    endpoint(settings.api.listen, 8000, f"{source}: api.listen")
+    if settings.logs.level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ConfigError(f"{source}: logs.level: expected DEBUG, INFO, WARNING or ERROR, got {settings.logs.level!r}")
+    return settings
+
+
+def endpoint(text: str, default_port: int, name: str = "address") -> tuple[str, int]:
+    """Split `address`, `address:port` or `[address]:port`; raises ConfigError naming the setting."""
+    host, port = text, str(default_port)
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") or port
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    try:
+        ipaddress.ip_address(host)
+        number = int(port)
+    except ValueError:
+        raise ConfigError(f"{name}: expected an address and port such as 127.0.0.1:53, got {text!r}") from None
+    if not 0 <= number <= 65535:
+        raise ConfigError(f"{name}: port {number} is not between 0 and 65535")
+    return host, number
+
+
+def _plain(error: str) -> str:
+    """Turn msgspec's "text - at `$.a.b`" into "a.b: text"."""
+    text, _, path = error.partition(" - at ")
+    path = path.strip("`").removeprefix("$").removeprefix(".")
+    if "unknown field" in text:
+        key = text.rsplit("`", 2)[1]
+        return f"{path + '.' if path else ''}{key}: unknown key"
+    if "missing required field" in text:
+        key = text.rsplit("`", 2)[1]
+        return f"{path + '.' if path else ''}{key}: missing"
+    return f"{path}: {text[:1].lower()}{text[1:]}" if path else text

@@ -1,0 +1,223 @@
+"""The database: a pool, a transaction, and the way from an event loop into a thread.
+
+Store functions are plain and synchronous and take the connection first; the caller opens the transaction with
+`Database.transaction()`. Async services say `await db.call(queue.claim_due, ...)`: it runs in one of as many
+threads as there are connections, which is also the back-pressure. A `Coalescer` gathers what arrives while a batch is
+being committed into the next batch: group commit, one fsync for many messages.
+
+Every outage of PostgreSQL, whatever its face, becomes `Unavailable` here, so that no layer above knows psycopg.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import psycopg
+import psycopg.conninfo
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from remails.config import Database as DatabaseSettings
+from remails.errors import ConfigError, Unavailable
+from remails.logs import Log
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+
+Connection = psycopg.Connection[TupleRow]
+
+log = Log("remails.db")
+
+# A server that was demoted or is shutting down: the connection is useless, the request is not (cases X04, X05).
+_OUTAGES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
+
+
+class Database:
+    """A pool of connections to PostgreSQL; made after fork, closed at the end of the service.
+
+    Args:
+        settings: the section `database`.
+        password: the credential, or None where the server asks for none.
+        name: `application_name`, the service's word.
+    """
+
+    def __init__(self, settings: DatabaseSettings, password: str | None, name: str) -> None:
+        self._settings = settings
+        self._conninfo = conninfo(settings, password, name)
+        self._executor = ThreadPoolExecutor(settings.connections, thread_name_prefix="db")
+        self._checking = threading.Lock()
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            self._conninfo,
+            min_size=1,
+            max_size=settings.connections,
+            timeout=settings.wait_timeout,
+            max_waiting=settings.connections * 16,
+            max_lifetime=3600,
+            reconnect_timeout=60,
+            open=False,
+            name=name,
+        )
+
+    def open(self, *, wait: bool = False) -> None:
+        """Start connecting. With `wait`, raise ConfigError when no connection comes about in time."""
+        if wait:
+            self._probe()
+        self._pool.open()
+
+    def _probe(self) -> None:
+        try:
+            psycopg.connect(self._conninfo).close()
+        except psycopg.Error as error:
+            raise ConfigError(f"database: cannot connect with database.dsn: {_first_line(error)}") from None
+
+    def close(self) -> None:
+        """Give the connections back; waits for calls that are running."""
+        self._executor.shutdown(wait=True)
+        self._pool.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A connection inside a transaction, committed at the end.
+
+        Raises:
+            Unavailable: PostgreSQL cannot be reached, went away, or has no connection to spare. Nothing is
+                known to be committed then.
+        """
+        try:
+            with self._pool.connection() as conn:
+                yield conn
+        except (PoolTimeout, PoolClosed, TooManyRequests) as error:
+            raise Unavailable(f"database: {error}") from error
+        except _OUTAGES as error:
+            self._reap()
+            raise Unavailable(f"database: {_first_line(error)}") from error
+
+    def _reap(self) -> None:
+        """After an outage the pool's other connections are dead or on a demoted server too: drop them, unasked."""
+        if self._checking.acquire(blocking=False):
+            threading.Thread(target=self._check, name="db-check", daemon=True).start()
+
+    def _check(self) -> None:
+        try:
+            with contextlib.suppress(psycopg.Error, PoolClosed, PoolTimeout):
+                self._pool.drain()
+        finally:
+            self._checking.release()
+
+    def run(self, fn: Callable[Concatenate[Connection, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a store function in a transaction of its own."""
+        with self.transaction() as conn:
+            return fn(conn, *args, **kwargs)
+
+    async def call(self, fn: Callable[Concatenate[Connection, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a store function in a transaction of its own, in a thread."""
+        return await self.thread(self.run, fn, *args, **kwargs)
+
+    async def thread(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a function that opens its own transactions in one of the database threads."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: fn(*args, **kwargs))
+
+
+class Coalescer(Generic[T, R]):
+    """Gathers single items into batches for `fn`, one batch under way at a time.
+
+    There is no timer: what waits when a batch is done is the next batch. Should a batch fail for another reason than
+    an outage, its items are tried one by one, so that one bad item cannot take its neighbours with it.
+
+    Args:
+        fn: takes a non-empty list, returns a result for each item in order.
+        most: largest number of items in a batch.
+        weight: size of an item; a batch stops growing beyond `most_weight`.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+        *,
+        most: int = 256,
+        weight: Callable[[T], int] = lambda _: 0,
+        most_weight: int = 2 * 1024 * 1024,
+    ) -> None:
+        self._fn, self._most, self._weight, self._most_weight = fn, most, weight, most_weight
+        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __call__(self, item: T) -> R:
+        """Hand in one item and wait for its result."""
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._drain())
+        return await future
+
+    async def flush(self) -> None:
+        """Wait until nothing is waiting any more."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait([self._task])
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            await self._settle(self._take())
+
+    def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
+        batch: list[tuple[T, asyncio.Future[R]]] = []
+        weight = 0
+        while self._waiting and len(batch) < self._most and weight < self._most_weight:
+            batch.append(self._waiting.popleft())
+            weight += self._weight(batch[-1][0])
+        return batch
+
+    async def _settle(self, batch: Sequence[tuple[T, asyncio.Future[R]]]) -> None:
+        try:
+            results = await self._fn([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001  # every failure belongs to the callers who wait
+            if len(batch) > 1 and not isinstance(error, Unavailable):
+                for one in batch:
+                    await self._settle([one])
+                return
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            if not future.done():
+                future.set_result(result)
+
+
+def conninfo(settings: DatabaseSettings, password: str | None, name: str) -> str:
+    """The libpq connection string with what we always want in it.
+
+    Raises:
+        ConfigError: `database.dsn` is not a connection string.
+    """
+    timeout = int(settings.statement_timeout * 1000)
+    extra: dict[str, Any] = {
+        "application_name": f"remails-{name}",
+        "connect_timeout": settings.connect_timeout,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15000,
+        # The first promise: a 250 means committed (synchronously, whatever the server's default is).
+        "options": f"-c synchronous_commit=on -c statement_timeout={timeout} -c idle_in_transaction_session_timeout=60000"
+        " -c timezone=UTC",
+    }
+    if password is not None:
+        extra["password"] = password
+    try:
+        given = psycopg.conninfo.conninfo_to_dict(settings.dsn)
+    except psycopg.ProgrammingError as error:
+        raise ConfigError(f"database.dsn: {_first_line(error)}") from None
+    if "," in str(given.get("host", "")):
+        extra["target_session_attrs"] = "read-write"
+    return psycopg.conninfo.make_conninfo(settings.dsn, **{k: v for k, v in extra.items() if k not in given})
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
