@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import enum
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -37,9 +37,9 @@ UDP_SIZE = 1232  # octets; DNS flag day 2020: never fragmented
 UDP_SIZE_WITHOUT_EDNS = 512  # RFC 1035 §4.2.1
 TCP_SIZE = 65_535
 TCP_IDLE = 10.0  # seconds (RFC 7766 §6.2.3: "of the order of a few seconds")
-TCP_CONNECTIONS = 64
 CHAIN = 8  # CNAMEs followed for one question
-WAITING = 512  # UDP questions in hand; more are dropped, as by any busy server
+IN_HAND = 512  # questions and connections; more are dropped, as by any busy server
+SOA = ". . 1 1 1 1 "  # followed by how long "no" may be cached (RFC 2308 §4)
 IN = dns.rdataclass.IN
 
 
@@ -120,14 +120,13 @@ class Server:
         self.ttl = ttl
         self._threads = ThreadPoolExecutor(threads, "dns-zone")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: set[asyncio.StreamWriter] = set()
         self._tcp: asyncio.Server | None = None
         self._udp: asyncio.DatagramTransport | None = None
 
     async def start(self) -> None:
         """Listen. Raises OSError if the address is taken."""
         for attempts_left in reversed(range(10 if self.port == 0 else 1)):
-            self._tcp = await asyncio.start_server(self._connection, self.host, self.port)
+            self._tcp = await asyncio.start_server(self._connected, self.host, self.port)
             port = self._tcp.sockets[0].getsockname()[1]
             try:
                 await self._listen_udp(port)
@@ -145,8 +144,6 @@ class Server:
             self._udp.close()
         if self._tcp:
             self._tcp.close()
-        for writer in self._writers:
-            writer.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -158,33 +155,35 @@ class Server:
 
     def datagram(self, wire: bytes, peer: Any) -> None:
         """Take one UDP question in hand."""
-        if len(self._tasks) < WAITING:
-            task = asyncio.create_task(self._answer_datagram(wire, peer))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if len(self._tasks) < IN_HAND:
+            self._spawn(self._answer_datagram(wire, peer))
+
+    # A plain function: Python 3.11 logs an error when it has to cancel a coroutine it started itself.
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) < IN_HAND:
+            self._spawn(self._answer_stream(reader, writer))
+        else:
+            writer.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _answer_datagram(self, wire: bytes, peer: Any) -> None:
         answer = await self._respond(wire, udp=True)
-        if answer and self._udp and not self._udp.is_closing():
+        if answer and self._udp:
             self._udp.sendto(answer, peer)
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the questions of one TCP connection, one after the other (RFC 7766)."""
-        if len(self._writers) >= TCP_CONNECTIONS:
-            writer.close()
-            return
-        self._writers.add(writer)
-        try:
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, TimeoutError):
-                while True:
-                    async with asyncio.timeout(TCP_IDLE):
-                        wire = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-                    if answer := await self._respond(wire, udp=False):
-                        writer.write(len(answer).to_bytes(2) + answer)
-                        await writer.drain()
-        finally:
-            self._writers.discard(writer)
-            writer.close()
+        with contextlib.closing(writer), contextlib.suppress(EOFError, ConnectionError, TimeoutError):
+            while True:
+                async with asyncio.timeout(TCP_IDLE):
+                    wire = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+                if answer := await self._respond(wire, udp=False):
+                    writer.write(len(answer).to_bytes(2) + answer)
+                    await writer.drain()
 
     async def _respond(self, wire: bytes, *, udp: bool) -> bytes | None:
         """The answer in wire format; None for what deserves none."""
@@ -211,7 +210,7 @@ class Server:
         else:
             try:
                 code = self._fill(response, query.question[0].name, query.question[0].rdtype)
-            except Exception:  # the service loop: a zone that breaks is a server failure, and the next question is served
+            except Exception:  # the service loop: a zone that breaks is a SERVFAIL, and the next question is served
                 log.exception("the zone failed at %s", query.question[0])
                 code = Code.SERVFAIL
             if code is Code.TIMEOUT:
@@ -223,17 +222,19 @@ class Server:
         """Put records into the answer section, through CNAMEs (RFC 1034 §4.3.2); the code of the last name, if any."""
         for _ in range(CHAIN):
             found = self.zone.answer(_text(name), dns.rdatatype.to_text(rdtype))
-            if isinstance(found, list) and found:
-                response.answer.append(self._rrset(name, rdtype, found))
-                return None
-            if found not in ([], Code.NXDOMAIN):
-                return found if isinstance(found, Code) else None
-            alias = [] if rdtype == dns.rdatatype.CNAME else self.zone.answer(_text(name), "CNAME")
-            if not isinstance(alias, list) or not alias:
-                response.authority.append(self._rrset(dns.name.root, dns.rdatatype.SOA, [f". . 1 1 1 1 {self.ttl}"]))
-                return found if isinstance(found, Code) else None
-            response.answer.append(self._rrset(name, dns.rdatatype.CNAME, alias[:1]))
-            name = dns.name.from_text(alias[0])
+            match found:
+                case [_, *_]:
+                    response.answer.append(self._rrset(name, rdtype, found))
+                    return None
+                case Code.SERVFAIL | Code.REFUSED | Code.TIMEOUT:
+                    return found
+            match [] if rdtype == dns.rdatatype.CNAME else self.zone.answer(_text(name), "CNAME"):
+                case [target, *_]:
+                    response.answer.append(self._rrset(name, dns.rdatatype.CNAME, [target]))
+                    name = dns.name.from_text(target)
+                case _:
+                    response.authority.append(self._rrset(dns.name.root, dns.rdatatype.SOA, [SOA + str(self.ttl)]))
+                    return Code.NXDOMAIN if found is Code.NXDOMAIN else None
         return Code.SERVFAIL
 
     def _rrset(self, name: dns.name.Name, rdtype: dns.rdatatype.RdataType, texts: list[str]) -> dns.rrset.RRset:
