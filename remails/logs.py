@@ -51,7 +51,9 @@ def value(item: object, limit: int = 300) -> str:
         text = text[:limit] + "..."
     if text.isprintable() and text and not set(text) & {" ", '"', "="}:
         return text
-    return '"' + "".join(c if c.isprintable() and c != '"' else ascii(c)[1:-1] if c != '"' else '\\"' for c in text) + '"'
+    return (
+        '"' + "".join(c if c.isprintable() and c != '"' else ascii(c)[1:-1] if c != '"' else '\\"' for c in text) + '"'
+    )
 
 
 class _Formatter(logging.Formatter):

@@ -53,11 +53,15 @@ class Vault:
         """Decrypt. Raises ConfigError when the key is not at hand or does not fit."""
         name, _, rest = sealed.partition(b":")
         if name not in self._keys:
-            raise ConfigError(f"credential encryption_keys: no key {name.decode('ascii', 'replace')!r}, but data uses it")
+            raise ConfigError(
+                f"credential encryption_keys: no key {name.decode('ascii', 'replace')!r}, but data uses it"
+            )
         try:
             return self._keys[name].decrypt(rest[:12], rest[12:], context.encode())
         except InvalidTag:
-            raise ConfigError(f"credential encryption_keys: key {name.decode('ascii')!r} does not open {context}") from None
+            raise ConfigError(
+                f"credential encryption_keys: key {name.decode('ascii')!r} does not open {context}"
+            ) from None
 
 
 def new_encryption_key(name: str) -> str:

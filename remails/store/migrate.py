@@ -31,7 +31,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is untyp
     def copy(self) -> "_Backend":
         return _Backend(self._conninfo)
 
-    def connect(self, dburi: object) -> psycopg.Connection:
+    def connect(self, _dburi: object) -> psycopg.Connection:
         conn = psycopg.connect(self._conninfo, autocommit=True)
         conn.execute("SET lock_timeout = '5s'")
         conn.execute("SET statement_timeout = '15min'")
@@ -41,7 +41,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is untyp
         """No table: a row left by a crash would lock every later migration out."""
 
     @contextmanager
-    def lock(self, timeout: float = 10) -> Iterator[None]:
+    def lock(self, _timeout: float = 10) -> Iterator[None]:
         self.connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
         try:
             yield

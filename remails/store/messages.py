@@ -1,0 +1,355 @@
+"""Messages: storing them many at a time, and reading them for people.
+
+A list never touches a body. What a message's status is, is not stored but follows from its deliveries, in the words of the
+public API: so there is no second place that could be wrong, and no second row to write for each delivery.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from operator import attrgetter
+from typing import Any
+from uuid import UUID
+
+from psycopg.rows import class_row, scalar_row
+
+from remails.db import Connection
+from remails.store.ids import (
+    ApiKeyId,
+    DeliveryId,
+    DomainId,
+    MessageId,
+    OrganizationId,
+    PoolId,
+    ProjectId,
+    SmtpCredentialId,
+)
+
+FINAL = ("delivered", "failed", "rejected")
+"""Message statuses after which nothing more happens."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewDelivery:
+    """One recipient of a message that is being stored."""
+
+    recipient: str
+    domain: str
+    status: str
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """A message that is being stored; `raw` is what will leave, without our signature."""
+
+    id: MessageId
+    organization_id: OrganizationId
+    project_id: ProjectId
+    domain_id: DomainId
+    smtp_credential_id: SmtpCredentialId | None
+    api_key_id: ApiKeyId | None
+    pool_id: PoolId
+    created_at: datetime
+    expires_at: datetime
+    mail_from: str
+    header_from: str
+    subject: str
+    message_id_header: str
+    label: str | None
+    eight_bit: bool
+    smtputf8: bool
+    raw: bytes
+    deliveries: tuple[NewDelivery, ...]
+
+
+def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
+    """Store messages with their bodies and deliveries: three statements, however many there are."""
+    conn.execute(
+        """
+        INSERT INTO messages (id, organization_id, project_id, domain_id, smtp_credential_id, api_key_id, pool_id,
+            created_at, expires_at, mail_from, header_from, subject, message_id_header, label, size, eight_bit, smtputf8)
+        SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[],
+            %b::timestamptz[], %b::timestamptz[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::int[],
+            %b::bool[], %b::bool[])
+        """,
+        _columns((*_metadata(m), len(m.raw), m.eight_bit, m.smtputf8) for m in messages),
+    )
+    conn.execute(
+        "INSERT INTO message_bodies (message_id, raw) SELECT * FROM unnest(%b::uuid[], %b::bytea[])",
+        _columns((m.id, m.raw) for m in messages),
+    )
+    conn.execute(
+        """
+        INSERT INTO deliveries (message_id, organization_id, recipient, domain, status, source, next_attempt_at, finished_at)
+        SELECT message_id, organization_id, recipient, domain, status::delivery_status, source::inet, now(),
+            CASE WHEN status = 'suppressed' THEN now() END
+        FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[])
+            AS new (message_id, organization_id, recipient, domain, status, source)
+        """,
+        _columns(
+            (m.id, m.organization_id, d.recipient, d.domain, d.status, d.source) for m in messages for d in m.deliveries
+        ),
+    )
+
+
+_metadata = attrgetter(
+    *("id", "organization_id", "project_id", "domain_id", "smtp_credential_id", "api_key_id", "pool_id"),
+    *("created_at", "expires_at", "mail_from", "header_from", "subject", "message_id_header", "label"),
+)
+
+
+def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as lists and pages show it."""
+
+    id: MessageId
+    organization_id: OrganizationId
+    project_id: ProjectId
+    smtp_credential_id: SmtpCredentialId | None
+    api_key_id: ApiKeyId | None
+    created_at: datetime
+    expires_at: datetime
+    mail_from: str
+    header_from: str
+    subject: str
+    message_id_header: str
+    label: str | None
+    size: int
+    status: str
+    recipients: list[str]
+    attempts: int
+    """The most attempts any recipient needed."""
+    retry_after: datetime | None
+    """When the next attempt is due, while one is."""
+    updated_at: datetime
+    last_reply: str | None
+    has_body: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One recipient of a message and how far it got."""
+
+    id: DeliveryId
+    message_id: MessageId
+    recipient: str
+    status: str
+    source: str | None
+    attempts: int
+    next_attempt_at: datetime | None
+    is_claimed: bool
+    last_code: int | None
+    last_enhanced: str | None
+    last_reply: str | None
+    mx_host: str | None
+    mx_ip: str | None
+    tls: str | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineEntry:
+    """Something that happened to a delivery."""
+
+    id: int
+    delivery_id: DeliveryId | None
+    at: datetime
+    kind: str
+    text: str
+    code: int | None
+    enhanced: str | None
+    source: str | None
+    mx_host: str | None
+    mx_ip: str | None
+    tls: str | None
+    milliseconds: int | None
+
+
+def list_(
+    conn: Connection,
+    organization_id: OrganizationId,
+    *,
+    project_id: ProjectId | None = None,
+    statuses: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    search: str | None = None,
+    created_before: datetime | None = None,
+    before: MessageId | None = None,
+    limit: int = 10,
+    message_id: MessageId | None = None,
+) -> list[Message]:
+    """Messages of an organization, newest first.
+
+    `search` is found anywhere in a subject or recipient, regardless of case; `before` is the last id of the page
+    before; `created_before` includes its own instant.
+    """
+    with conn.cursor(row_factory=class_row(Message)) as cursor:
+        return cursor.execute(
+            """
+            SELECT m.id, m.organization_id, m.project_id, m.smtp_credential_id, m.api_key_id, m.created_at, m.expires_at,
+                m.mail_from, m.header_from, m.subject, m.message_id_header, m.label, m.size,
+                s.status, s.recipients, s.attempts, s.retry_after, s.last_reply,
+                coalesce(s.updated_at, m.created_at) AS updated_at,
+                EXISTS (SELECT FROM message_bodies b WHERE b.message_id = m.id) AS has_body
+            FROM messages m CROSS JOIN LATERAL (
+                SELECT CASE
+                        WHEN bool_or(d.status = 'reattempt') THEN 'reattempt'
+                        WHEN bool_or(d.status = 'accepted') THEN 'accepted'
+                        WHEN bool_or(d.status = 'held') THEN 'held'
+                        WHEN bool_and(d.status = 'delivered') THEN 'delivered'
+                        WHEN bool_and(d.status = 'suppressed') THEN 'rejected'
+                        ELSE 'failed' END AS status,
+                    array_agg(d.recipient ORDER BY d.id) AS recipients,
+                    max(d.attempts) AS attempts,
+                    min(d.next_attempt_at) FILTER (WHERE d.status IN ('accepted', 'reattempt')) AS retry_after,
+                    (array_agg(d.last_reply ORDER BY d.status = 'delivered', d.id) FILTER (WHERE d.last_reply IS NOT NULL))[1]
+                        AS last_reply,
+                    max(d.finished_at) AS updated_at
+                FROM deliveries d WHERE d.message_id = m.id) s
+            WHERE m.organization_id = %(organization_id)s
+                AND (%(message_id)s::uuid IS NULL OR m.id = %(message_id)s)
+                AND (%(project_id)s::uuid IS NULL OR m.project_id = %(project_id)s)
+                AND (%(labels)s::text[] IS NULL OR m.label = ANY(%(labels)s))
+                AND (%(created_before)s::timestamptz IS NULL OR m.created_at <= %(created_before)s)
+                AND (%(before)s::uuid IS NULL OR m.id < %(before)s)
+                AND (%(statuses)s::text[] IS NULL OR s.status = ANY(%(statuses)s))
+                AND (%(search)s::text IS NULL OR m.subject ILIKE %(search)s
+                    OR EXISTS (SELECT FROM deliveries d WHERE d.message_id = m.id AND d.recipient ILIKE %(search)s))
+            ORDER BY m.id DESC
+            LIMIT %(limit)s
+            """,
+            {
+                "organization_id": organization_id,
+                "message_id": message_id,
+                "project_id": project_id,
+                "statuses": list(statuses) if statuses else None,
+                "labels": list(labels) if labels else None,
+                "search": f"%{_like(search)}%" if search else None,
+                "created_before": created_before,
+                "before": before,
+                "limit": limit,
+            },
+        ).fetchall()
+
+
+def _like(text: str) -> str:
+    return text.replace("\0", "").replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def get(conn: Connection, organization_id: OrganizationId, message_id: MessageId) -> Message | None:
+    """One message of an organization."""
+    found = list_(conn, organization_id, message_id=message_id, limit=1)
+    return found[0] if found else None
+
+
+def deliveries(conn: Connection, organization_id: OrganizationId, message_ids: Sequence[MessageId]) -> list[Delivery]:
+    """The deliveries of some messages, in the order their recipients were given."""
+    with conn.cursor(row_factory=class_row(Delivery)) as cursor:
+        return cursor.execute(
+            """
+            SELECT id, message_id, recipient, status::text AS status, host(source) AS source, attempts,
+                CASE WHEN status IN ('accepted', 'reattempt') THEN next_attempt_at END AS next_attempt_at,
+                claimed_by IS NOT NULL AND next_attempt_at > clock_timestamp() AS is_claimed,
+                last_code, last_enhanced, last_reply, mx_host, host(mx_ip) AS mx_ip, tls, finished_at
+            FROM deliveries WHERE message_id = ANY(%s) AND organization_id = %s ORDER BY id
+            """,
+            [list(message_ids), organization_id],
+        ).fetchall()
+
+
+def timeline(conn: Connection, organization_id: OrganizationId, message_id: MessageId) -> list[TimelineEntry]:
+    """All that happened to a message, oldest first."""
+    with conn.cursor(row_factory=class_row(TimelineEntry)) as cursor:
+        return cursor.execute(
+            """
+            SELECT t.id, t.delivery_id, t.at, t.kind, t.text, t.code, t.enhanced, host(t.source) AS source, t.mx_host,
+                host(t.mx_ip) AS mx_ip, t.tls, t.milliseconds
+            FROM timeline t JOIN messages m ON m.id = t.message_id
+            WHERE t.message_id = %s AND m.organization_id = %s ORDER BY t.id
+            """,
+            [message_id, organization_id],
+        ).fetchall()
+
+
+def body(conn: Connection, organization_id: OrganizationId, message_id: MessageId) -> bytes | None:
+    """The raw message, while it is kept."""
+    with conn.cursor(row_factory=scalar_row, binary=True) as cursor:
+        return cursor.execute(
+            """
+            SELECT b.raw FROM message_bodies b JOIN messages m ON m.id = b.message_id
+            WHERE b.message_id = %s AND m.organization_id = %s
+            """,
+            [message_id, organization_id],
+        ).fetchone()
+
+
+def labels(conn: Connection, organization_id: OrganizationId) -> list[str]:
+    """The labels an organization uses, in order."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        return cursor.execute(
+            "SELECT DISTINCT label FROM messages WHERE organization_id = %s AND label IS NOT NULL ORDER BY label",
+            [organization_id],
+        ).fetchall()
+
+
+def remove_body(conn: Connection, organization_id: OrganizationId, message_id: MessageId) -> bool:
+    """Forget a message's content, keep what happened to it; refuses nothing. False when there was none.
+
+    Recipients that are still waiting can no longer be sent to and fail.
+    """
+    removed = conn.execute(
+        """
+        DELETE FROM message_bodies b USING messages m
+        WHERE m.id = b.message_id AND b.message_id = %s AND m.organization_id = %s
+        """,
+        [message_id, organization_id],
+    ).rowcount
+    conn.execute(
+        """
+        UPDATE deliveries SET status = 'failed', finished_at = now(), last_reply = 'content deleted', claimed_by = NULL,
+            claim_epoch = claim_epoch + 1
+        WHERE message_id = %s AND organization_id = %s AND status IN ('accepted', 'reattempt', 'held')
+        """,
+        [message_id, organization_id],
+    )
+    return removed > 0
+
+
+def remove_old_bodies(conn: Connection, limit: int) -> int:
+    """Forget bodies that are older than their project keeps them and not waiting; returns how many."""
+    return conn.execute(
+        """
+        DELETE FROM message_bodies WHERE message_id IN (
+            SELECT b.message_id FROM message_bodies b
+            JOIN messages m ON m.id = b.message_id JOIN projects p ON p.id = m.project_id
+            WHERE m.created_at < now() - make_interval(days => p.retention_period_days)
+                AND NOT EXISTS (SELECT FROM deliveries d WHERE d.message_id = m.id
+                    AND d.status IN ('accepted', 'reattempt', 'held'))
+            ORDER BY b.message_id LIMIT %s)
+        """,
+        [limit],
+    ).rowcount
+
+
+def remove_old(conn: Connection, days: int, limit: int) -> int:
+    """Forget finished messages altogether after so many days; returns how many."""
+    return conn.execute(
+        """
+        DELETE FROM messages WHERE id IN (
+            SELECT m.id FROM messages m WHERE m.created_at < now() - make_interval(days => %s)
+                AND NOT EXISTS (SELECT FROM deliveries d WHERE d.message_id = m.id
+                    AND d.status IN ('accepted', 'reattempt', 'held'))
+            ORDER BY m.id LIMIT %s)
+        """,
+        [days, limit],
+    ).rowcount
+
+
+def ids_of(rows: Sequence[UUID]) -> list[MessageId]:
+    """Give plain UUIDs, as a note carries them, their type."""
+    return [MessageId(row) for row in rows]

@@ -1,0 +1,277 @@
+"""The queue: which deliveries are due, who has them, and what became of them.
+
+A claim is a lease. It moves `next_attempt_at` to the end of the lease and counts `claim_epoch` up, so a claim whose
+owner died simply comes due again, and a result is only recorded under the epoch it belongs to: a late worker
+cannot overwrite what a later one did. The one exception is "delivered", which is true whoever says it, and which fences off
+whoever has the claim by then.
+
+Claims take lists of addresses or messages and results go in by the list: no work per delivery that could be per batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from psycopg.rows import class_row, scalar_row
+
+from remails.db import Connection
+from remails.store.ids import DeliveryId, DomainId, HostId, MessageId, OrganizationId, ProjectId
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One delivery, ours until the lease ends."""
+
+    id: DeliveryId
+    message_id: MessageId
+    organization_id: OrganizationId
+    project_id: ProjectId
+    domain_id: DomainId | None
+    recipient: str
+    domain: str
+    source: str
+    attempts: int
+    claim_epoch: int
+    created_at: datetime
+    expires_at: datetime
+    mail_from: str
+    size: int
+    eight_bit: bool
+    smtputf8: bool
+    plaintext_fallback: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a claim, and its entry in the timeline."""
+
+    delivery_id: DeliveryId
+    message_id: MessageId
+    claim_epoch: int
+    status: str
+    kind: str
+    """The timeline's word: delivered, deferred, failed, ambiguous, expired."""
+    text: str
+    next_attempt_at: datetime | None = None
+    """When to try again; None for a final status."""
+    counts: bool = True
+    """Whether it was an attempt; a trouble of our own is not."""
+    code: int | None = None
+    enhanced: str | None = None
+    source: str | None = None
+    mx_host: str | None = None
+    mx_ip: str | None = None
+    tls: str | None = None
+    milliseconds: int | None = None
+
+
+_CLAIM = """
+UPDATE deliveries d SET claimed_by = %(host_id)s, claim_epoch = d.claim_epoch + 1,
+    next_attempt_at = clock_timestamp() + %(lease)s
+FROM due, messages m, projects p
+WHERE d.id = due.id AND m.id = d.message_id AND p.id = m.project_id
+RETURNING d.id, d.message_id, d.organization_id, m.project_id, m.domain_id, d.recipient, d.domain,
+    host(d.source) AS source, d.attempts, d.claim_epoch, m.created_at, m.expires_at, m.mail_from, m.size,
+    m.eight_bit, m.smtputf8, p.plaintext_fallback
+"""
+
+
+def claim_due(conn: Connection, host_id: HostId, sources: Sequence[str], *, lease: float, limit: int) -> list[Claim]:
+    """Claim up to `limit` deliveries that are due from these addresses, longest waiting first for each address."""
+    with conn.cursor(row_factory=class_row(Claim)) as cursor:
+        return cursor.execute(
+            """
+            WITH due AS MATERIALIZED (
+                SELECT waiting.id
+                FROM unnest(%(sources)s::inet[]) AS mine (ip)
+                CROSS JOIN LATERAL (
+                    SELECT d.id FROM deliveries d
+                    WHERE d.source = mine.ip AND d.status IN ('accepted', 'reattempt')
+                        AND d.next_attempt_at <= clock_timestamp()
+                    ORDER BY d.next_attempt_at LIMIT %(limit)s
+                    FOR UPDATE SKIP LOCKED) AS waiting
+                LIMIT %(limit)s)
+            """
+            + _CLAIM,
+            {"sources": list(sources), "host_id": host_id, "lease": timedelta(seconds=lease), "limit": limit},
+        ).fetchall()
+
+
+def claim_messages(
+    conn: Connection, host_id: HostId, sources: Sequence[str], message_ids: Sequence[MessageId], *, lease: float
+) -> list[Claim]:
+    """Claim what is due of these messages from these addresses: the answer to a note, ahead of any backlog."""
+    with conn.cursor(row_factory=class_row(Claim)) as cursor:
+        return cursor.execute(
+            """
+            WITH due AS MATERIALIZED (
+                SELECT d.id FROM deliveries d
+                WHERE d.message_id = ANY(%(message_ids)s) AND d.source = ANY(%(sources)s::inet[])
+                    AND d.status IN ('accepted', 'reattempt') AND d.next_attempt_at <= clock_timestamp()
+                FOR UPDATE SKIP LOCKED)
+            """
+            + _CLAIM,
+            {
+                "message_ids": list(message_ids),
+                "sources": list(sources),
+                "host_id": host_id,
+                "lease": timedelta(seconds=lease),
+            },
+        ).fetchall()
+
+
+def bodies(conn: Connection, message_ids: Sequence[MessageId]) -> dict[MessageId, bytes]:
+    """The raw bytes of some messages, each read once."""
+    with conn.cursor(binary=True) as cursor:
+        rows = cursor.execute(
+            "SELECT message_id, raw FROM message_bodies WHERE message_id = ANY(%s)", [list(message_ids)]
+        )
+        return {MessageId(message_id): raw for message_id, raw in rows}
+
+
+def record_many(conn: Connection, results: Sequence[Result]) -> set[DeliveryId]:
+    """Record results and their timeline; returns the deliveries that were still ours to decide.
+
+    The timeline gets every entry: what a late worker did happened all the same.
+    """
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        rows = cursor.execute(
+            """
+            WITH result AS (
+                SELECT * FROM unnest(%s::bigint[], %s::uuid[], %s::int[], %s::text[], %s::text[], %s::text[],
+                    %s::timestamptz[], %s::bool[], %s::smallint[], %s::text[], %s::text[], %s::text[], %s::text[],
+                    %s::text[], %s::int[])
+                    AS r (delivery_id, message_id, claim_epoch, status, kind, text, next_attempt_at, counts, code,
+                        enhanced, source, mx_host, mx_ip, tls, milliseconds)),
+            entry AS (
+                INSERT INTO timeline (message_id, delivery_id, kind, text, code, enhanced, source, mx_host, mx_ip, tls,
+                    milliseconds)
+                SELECT message_id, delivery_id, kind, text, code, enhanced, source::inet, mx_host, mx_ip::inet, tls,
+                    milliseconds
+                FROM result)
+            UPDATE deliveries d SET
+                status = r.status::delivery_status,
+                next_attempt_at = coalesce(r.next_attempt_at, d.next_attempt_at),
+                attempts = d.attempts + r.counts::int,
+                claimed_by = NULL,
+                claim_epoch = CASE WHEN d.claim_epoch = r.claim_epoch THEN d.claim_epoch ELSE d.claim_epoch + 1 END,
+                last_code = r.code, last_enhanced = r.enhanced, last_reply = r.text,
+                mx_host = r.mx_host, mx_ip = r.mx_ip::inet, tls = r.tls,
+                finished_at = CASE WHEN r.status IN ('delivered', 'failed') THEN clock_timestamp() END
+            FROM result r
+            WHERE d.id = r.delivery_id AND d.status IN ('accepted', 'reattempt')
+                AND (d.claim_epoch = r.claim_epoch OR r.status = 'delivered')
+            RETURNING d.id
+            """,
+            [list(column) for column in zip(*map(astuple, results), strict=True)],
+        )
+        return set(rows.fetchall())
+
+
+def renew(conn: Connection, claims: Sequence[tuple[DeliveryId, int]], lease: float) -> set[DeliveryId]:
+    """Prolong the leases of claims that are being worked on; returns those that are still ours."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        rows = cursor.execute(
+            """
+            UPDATE deliveries d SET next_attempt_at = clock_timestamp() + %s
+            FROM unnest(%s::bigint[], %s::int[]) AS mine (id, claim_epoch)
+            WHERE d.id = mine.id AND d.claim_epoch = mine.claim_epoch AND d.status IN ('accepted', 'reattempt')
+            RETURNING d.id
+            """,
+            [timedelta(seconds=lease), [id_ for id_, _ in claims], [epoch for _, epoch in claims]],
+        )
+        return set(rows.fetchall())
+
+
+def release(conn: Connection, claims: Sequence[tuple[DeliveryId, int]], delay: float = 0) -> None:
+    """Give claims back that were not tried; they come due again after `delay` seconds."""
+    conn.execute(
+        """
+        UPDATE deliveries d SET next_attempt_at = clock_timestamp() + %s, claimed_by = NULL
+        FROM unnest(%s::bigint[], %s::int[]) AS mine (id, claim_epoch)
+        WHERE d.id = mine.id AND d.claim_epoch = mine.claim_epoch AND d.status IN ('accepted', 'reattempt')
+        """,
+        [timedelta(seconds=delay), [id_ for id_, _ in claims], [epoch for _, epoch in claims]],
+    )
+
+
+def due(conn: Connection, *, older_than: float, limit: int) -> list[tuple[str, list[UUID]]]:
+    """What has been due for longer than so many seconds and nobody took: messages by outbound address."""
+    return conn.execute(
+        """
+        SELECT host(source), array_agg(DISTINCT message_id) FROM (
+            SELECT source, message_id FROM deliveries
+            WHERE status IN ('accepted', 'reattempt') AND source IS NOT NULL
+                AND next_attempt_at <= clock_timestamp() - %s
+            LIMIT %s) AS waiting
+        GROUP BY source
+        """,
+        [timedelta(seconds=older_than), limit],
+    ).fetchall()
+
+
+def free_dead_claims(conn: Connection, host_timeout: float) -> int:
+    """End the claims of hosts whose heartbeat stopped, so that others need not wait for the lease; returns how many."""
+    return conn.execute(
+        """
+        UPDATE deliveries d SET next_attempt_at = clock_timestamp(), claimed_by = NULL, claim_epoch = claim_epoch + 1
+        FROM hosts h
+        WHERE d.claimed_by = h.id AND d.status IN ('accepted', 'reattempt')
+            AND h.heartbeat_at < clock_timestamp() - %s
+        """,
+        [timedelta(seconds=host_timeout)],
+    ).rowcount
+
+
+def retry(conn: Connection, organization_id: OrganizationId, message_id: MessageId) -> list[str]:
+    """Make a message's unfinished, failed and suppressed deliveries due now; returns the addresses to notify.
+
+    The message must still have its body, and gets a day to be delivered if its time was up.
+    """
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        rows = cursor.execute(
+            """
+            WITH again AS (
+                UPDATE deliveries d SET
+                    status = CASE WHEN d.attempts = 0 THEN 'accepted' ELSE 'reattempt' END::delivery_status,
+                    next_attempt_at = clock_timestamp(), claimed_by = NULL, claim_epoch = d.claim_epoch + 1,
+                    finished_at = NULL
+                FROM messages m
+                WHERE m.id = d.message_id AND d.message_id = %(message_id)s AND m.organization_id = %(organization_id)s
+                    AND d.status IN ('accepted', 'reattempt', 'failed', 'suppressed')
+                    AND NOT (d.claimed_by IS NOT NULL AND d.next_attempt_at > clock_timestamp())
+                    AND EXISTS (SELECT FROM message_bodies b WHERE b.message_id = m.id)
+                RETURNING d.id, d.message_id, d.source),
+            entry AS (
+                INSERT INTO timeline (message_id, delivery_id, kind, text)
+                SELECT message_id, id, 'retried', 'by hand' FROM again),
+            longer AS (
+                UPDATE messages SET expires_at = now() + interval '1 day'
+                WHERE id = %(message_id)s AND expires_at < now() + interval '1 day' AND EXISTS (SELECT FROM again))
+            SELECT DISTINCT host(source) FROM again WHERE source IS NOT NULL
+            """,
+            {"message_id": message_id, "organization_id": organization_id},
+        )
+        return rows.fetchall()
+
+
+def settle_blocks(conn: Connection) -> tuple[int, int]:
+    """Hold what waits of organizations that may not send, and let go what is held of those that may again."""
+    held = conn.execute(
+        """
+        UPDATE deliveries d SET status = 'held', claim_epoch = d.claim_epoch + 1, claimed_by = NULL
+        FROM organizations o
+        WHERE o.id = d.organization_id AND o.block_status <> 'not_blocked' AND d.status IN ('accepted', 'reattempt')
+            AND NOT (d.claimed_by IS NOT NULL AND d.next_attempt_at > clock_timestamp())
+        """
+    ).rowcount
+    freed = conn.execute(
+        """
+        UPDATE deliveries d SET status = CASE WHEN d.attempts = 0 THEN 'accepted' ELSE 'reattempt' END::delivery_status,
+            next_attempt_at = clock_timestamp()
+        FROM organizations o
+        WHERE o.id = d.organization_id AND o.block_status = 'not_blocked' AND d.status = 'held'
+        """
+    ).rowcount
+    return held, freed
