@@ -6,7 +6,7 @@ put here (`suppressed_until` infinity in the table) stays until a person takes i
 by their key (`mail.address.Address.key`), never as written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -36,7 +36,7 @@ class Suppression:
     updated_at: datetime
 
 
-def active_among(conn: db.Connection, pairs: Sequence[Pair]) -> set[Pair]:
+def active_among(conn: db.Connection, pairs: Collection[Pair]) -> set[Pair]:
     """Those of the pairs that are suppressed now."""
     rows = conn.execute(
         """SELECT s.organization_id, s.address FROM suppressions s
@@ -84,7 +84,7 @@ def remove(conn: db.Connection, organization_id: OrganizationId, address_key: st
     return rows == [(True,)]
 
 
-def record_failures(conn: db.Connection, pairs: Sequence[Pair]) -> set[Pair]:
+def record_failures(conn: db.Connection, pairs: Collection[Pair]) -> set[Pair]:
     """Count a hard failure for each pair; returns those that are suppressed from now on.
 
     Only for replies that speak of the address itself (no such user), which the caller decides.
@@ -107,7 +107,7 @@ def record_failures(conn: db.Connection, pairs: Sequence[Pair]) -> set[Pair]:
     return {(organization_id, address) for organization_id, address, suppressed in rows if suppressed}
 
 
-def record_successes(conn: db.Connection, pairs: Sequence[Pair]) -> None:
+def record_successes(conn: db.Connection, pairs: Collection[Pair]) -> None:
     """Forget the failures of addresses that took a message; what a person suppressed stays."""
     conn.execute(
         """DELETE FROM suppressions WHERE ctid IN (
@@ -129,5 +129,5 @@ def purge(conn: db.Connection) -> int:
     return done.rowcount
 
 
-def _columns(pairs: Sequence[Pair]) -> dict[str, object]:
+def _columns(pairs: Collection[Pair]) -> dict[str, object]:
     return {"organizations": [pair[0] for pair in pairs], "keys": [pair[1] for pair in pairs]}

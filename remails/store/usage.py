@@ -14,14 +14,8 @@ from remails import db
 from remails.store.ids import OrganizationId, ProjectId
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
-    """What a project used."""
-
-    organization_id: OrganizationId
-    project_id: ProjectId
-    messages: int
-    recipients: int
+Used = tuple[OrganizationId, ProjectId, int, int]
+"""Organization, project, messages, recipients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +29,11 @@ class Day:
 
 
 def append(conn: db.Connection, rows: Sequence[Used]) -> None:
-    """Count these, from the moment of the transaction."""
+    """Count these, at the moment of the transaction."""
     conn.execute(
         """INSERT INTO usage_log (organization_id, project_id, messages, recipients)
            SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::int[], %s::int[])""",
-        [
-            [row.organization_id for row in rows],
-            [row.project_id for row in rows],
-            [row.messages for row in rows],
-            [row.recipients for row in rows],
-        ],
+        [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []],
     )
 
 
