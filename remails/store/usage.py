@@ -13,7 +13,6 @@ from psycopg.rows import class_row
 from remails import db
 from remails.store.ids import OrganizationId, ProjectId
 
-
 Used = tuple[OrganizationId, ProjectId, int, int]
 """Organization, project, messages, recipients."""
 
