@@ -22,12 +22,19 @@ from typing import Literal
 from psycopg.rows import class_row
 
 from remails.db import Connection
-from remails.errors import Refused
-from remails.store import ids
+from remails.store import constraints, ids
 from remails.store.ids import DeliveryId, DomainId, HostId, MessageId, OrganizationId, PoolId, ProjectId
 
 HostState = Literal["active", "drain", "retired"]
 AddressState = Literal["free", "claimed", "attaching", "configuring", "ready", "draining", "error"]
+
+_REFUSALS = {
+    "pools_name_key": constraints.conflict("There is a pool of this name already.", "name"),
+    "pools_name_check": constraints.invalid("A name has 1 to 100 characters.", "name"),
+    "addresses_pkey": constraints.conflict("This address is known already.", "ip"),
+    "addresses_pool_id_fkey": constraints.invalid("There is no such pool.", "pool_id"),
+    "addresses_preferred_host_fkey": constraints.invalid("There is no such host.", "preferred_host"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,7 @@ class Orphan:
     message_id: MessageId
     project_id: ProjectId
     pool_id: PoolId
+    domain: str
     source: str | None
 
 
@@ -131,21 +139,19 @@ def create_pool(conn: Connection, name: str, *, is_default: bool = False) -> Poo
     """Add a pool; as the default it takes that role from the one which had it.
 
     Raises:
-        Refused: there is a pool of that name.
+        Refused: 409 when there is a pool of that name, 422 for what is no name.
     """
-    if is_default:
-        conn.execute("UPDATE pools SET is_default = false WHERE is_default")
-    with conn.cursor(row_factory=class_row(Pool)) as cursor:
+    with constraints.explained(conn, _REFUSALS), conn.cursor(row_factory=class_row(Pool)) as cursor:
+        if is_default:
+            conn.execute("UPDATE pools SET is_default = false WHERE is_default")
         pool = cursor.execute(
             """
             INSERT INTO pools (id, name, is_default) VALUES (%s, %s, %s)
-            ON CONFLICT (name) DO NOTHING
             RETURNING id, name, is_default, created_at
             """,
             [ids.new(), name, is_default],
         ).fetchone()
-    if pool is None:
-        raise Refused(550, "5.7.1", "There is a pool of that name already", status=409, field="name")
+    assert pool is not None
     return pool
 
 
@@ -273,35 +279,32 @@ def add(
     """Add an outbound address to a pool.
 
     Raises:
-        ValueError: `ip` or `bind_ip` is not an address.
-        Refused: it is known already.
+        Refused: 409 when it is known already, 422 for what is no address, pool or host.
     """
-    ip = ipaddress.ip_address(ip).compressed
-    added = conn.execute(
-        """
-        INSERT INTO addresses (ip, pool_id, provider, zone, provider_ref, bind_ip, ptr_name, preferred_host)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (ip) DO NOTHING
-        """,
-        [
-            ip,
-            pool_id,
-            provider,
-            zone,
-            provider_ref,
-            bind_ip and ipaddress.ip_address(bind_ip).compressed,
-            ptr_name.lower().rstrip("."),
-            preferred_host,
-        ],
-    ).rowcount
-    if not added:
-        raise Refused(550, "5.7.1", f"The address {ip} is known already", status=409, field="ip")
+    ip, ptr_name = _canonical(ip, "ip"), ptr_name.lower().rstrip(".")
+    bind_ip = None if bind_ip is None else _canonical(bind_ip, "bind_ip")
+    with constraints.explained(conn, _REFUSALS):
+        conn.execute(
+            """
+            INSERT INTO addresses (ip, pool_id, provider, zone, provider_ref, bind_ip, ptr_name, preferred_host)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+            """,
+            [ip, pool_id, provider, zone, provider_ref, bind_ip, ptr_name, preferred_host],
+        )
     conn.execute("INSERT INTO address_events (ip, epoch, kind) VALUES (%s, 0, 'added')", [ip])
     return _select(conn, [ip])[0]
 
 
+def _canonical(ip: str, field: str) -> str:
+    try:
+        return ipaddress.ip_address(ip).compressed
+    except ValueError:
+        raise constraints.invalid("This is not an IP address.", field) from None
+
+
 def get(conn: Connection, ip: str) -> Address | None:
-    """One address."""
-    return next(iter(_select(conn, [ip])), None)
+    """One address. Raises Refused (422) for what is none."""
+    return next(iter(_select(conn, [_canonical(ip, "ip")])), None)
 
 
 def list_(conn: Connection) -> list[Address]:
@@ -331,7 +334,7 @@ def _switch(conn: Connection, ip: str, *, on: bool) -> bool:
             INSERT INTO address_events (ip, epoch, host_id, kind)
             SELECT ip, lease_epoch, lease_host, %(kind)s FROM changed
             """,
-            {"ip": ip, "on": on, "kind": "enabled" if on else "disabled"},
+            {"ip": _canonical(ip, "ip"), "on": on, "kind": "enabled" if on else "disabled"},
         ).rowcount
     )
 
@@ -494,6 +497,11 @@ def in_pools(conn: Connection, pool_ids: Sequence[PoolId]) -> dict[PoolId, list[
     return found
 
 
+def key(project_id: ProjectId, domain: str) -> bytes:
+    """What sticks to an address: a project's mail to one recipient domain."""
+    return project_id.bytes + domain.encode()
+
+
 def choose(candidates: Sequence[Candidate], key: bytes) -> str | None:
     """The address for `key`: among the ready ones, else among all; None when there is none.
 
@@ -522,15 +530,15 @@ def orphaned(conn: Connection, limit: int) -> list[Orphan]:
                 FROM sources s WHERE s.source IS NOT NULL
             ), pending AS (
                 SELECT d.* FROM sources s CROSS JOIN LATERAL (
-                    SELECT id, message_id, source, claimed_by, next_attempt_at FROM deliveries
+                    SELECT id, message_id, source, domain, claimed_by, next_attempt_at FROM deliveries
                     WHERE status IN ('accepted', 'reattempt') AND source = s.source
                     ORDER BY next_attempt_at LIMIT %(limit)s) d
                 UNION ALL
-                (SELECT id, message_id, source, claimed_by, next_attempt_at FROM deliveries
+                (SELECT id, message_id, source, domain, claimed_by, next_attempt_at FROM deliveries
                  WHERE status IN ('accepted', 'reattempt') AND source IS NULL
                  ORDER BY next_attempt_at LIMIT %(limit)s)
             )
-            SELECT d.id AS delivery_id, d.message_id, m.project_id, m.pool_id, host(d.source) AS source
+            SELECT d.id AS delivery_id, d.message_id, m.project_id, m.pool_id, d.domain, host(d.source) AS source
             FROM pending d JOIN messages m ON m.id = d.message_id
             WHERE (d.claimed_by IS NULL OR d.next_attempt_at <= clock_timestamp())
                 AND NOT EXISTS (SELECT FROM addresses a
@@ -571,3 +579,14 @@ def move(conn: Connection, choices: Sequence[tuple[DeliveryId, str | None]]) -> 
             """,
             {"ids": [delivery_id for delivery_id, _ in choices], "sources": [source for _, source in choices]},
         ).fetchall()
+
+
+def remove_old_events(conn: Connection, days: int, limit: int) -> int:
+    """Forget what happened to addresses more than so many days ago; returns how many rows."""
+    return conn.execute(
+        """
+        DELETE FROM address_events WHERE id IN (
+            SELECT id FROM address_events WHERE at < now() - make_interval(days => %s) ORDER BY id LIMIT %s)
+        """,
+        [days, limit],
+    ).rowcount
