@@ -1,0 +1,82 @@
+"""What submission has to know about senders: read for a whole batch at once."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg.rows import class_row
+
+from remails.db import Connection
+from remails.store.ids import DomainId, OrganizationId, PoolId, ProjectId
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project with what its organization may do."""
+
+    project_id: ProjectId
+    organization_id: OrganizationId
+    block_status: str
+    message_quota: int | None
+    quota_reset: datetime
+    pool_id: PoolId | None
+    """The project's pool, else its organization's, else the default; None where there is no pool at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain that is attached to a project."""
+
+    project_id: ProjectId
+    asked: str
+    id: DomainId
+    name: str
+    verified_at: datetime | None
+    pool_id: PoolId | None
+
+
+def projects(conn: Connection, wanted: Collection[tuple[ProjectId, OrganizationId]]) -> dict[ProjectId, Project]:
+    """The projects among `wanted` that exist and belong to the organization named with them."""
+    with conn.cursor(row_factory=class_row(Project)) as cursor:
+        rows = cursor.execute(
+            """
+            SELECT p.id AS project_id, p.organization_id, o.block_status::text AS block_status, o.message_quota,
+                o.quota_reset, coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)) AS pool_id
+            FROM unnest(%s::uuid[], %s::uuid[]) AS wanted (project_id, organization_id)
+            JOIN projects p ON p.id = wanted.project_id AND p.organization_id = wanted.organization_id
+            JOIN organizations o ON o.id = p.organization_id
+            """,
+            [[project for project, _ in wanted], [organization for _, organization in wanted]],
+        )
+        return {row.project_id: row for row in rows}
+
+
+def domains(
+    conn: Connection, asked: Iterable[tuple[ProjectId, str, Iterable[str]]]
+) -> dict[tuple[ProjectId, str], Domain]:
+    """For each project and domain asked for: the closest attached domain among the given names (itself and parents)."""
+    rows = [(project, domain, name) for project, domain, names in asked for name in names]
+    with conn.cursor(row_factory=class_row(Domain)) as cursor:
+        found = cursor.execute(
+            """
+            SELECT DISTINCT ON (wanted.project_id, wanted.asked) wanted.project_id, wanted.asked, d.id, d.name, d.verified_at,
+                d.pool_id
+            FROM unnest(%s::uuid[], %s::text[], %s::text[]) AS wanted (project_id, asked, name)
+            JOIN domains_projects dp ON dp.project_id = wanted.project_id
+            JOIN domains d ON d.id = dp.domain_id AND d.name = wanted.name
+            ORDER BY wanted.project_id, wanted.asked, length(d.name) DESC
+            """,
+            [[row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]],
+        )
+        return {(domain.project_id, domain.asked): domain for domain in found}
+
+
+def lock_quotas(conn: Connection, organization_ids: Iterable[OrganizationId]) -> None:
+    """Until this transaction ends nobody else counts against the quotas of these organizations.
+
+    An advisory lock for each batch, taken in order: exact under concurrency without a row that every mail updates.
+    """
+    conn.execute(
+        "SELECT pg_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(%s::text[]) AS quota (id)",
+        [sorted(str(id_) for id_ in organization_ids)],
+    )

@@ -1,0 +1,295 @@
+"""The one door: every mail, from SMTP or REST, comes in through `submit`.
+
+`submit` is the policy, read top to bottom: may this sender send at all, is its quota used up, are the domains of
+envelope and From header its own (on a label boundary) and verified, who is suppressed, and from which address will it leave. What
+passes is stored in one transaction for the whole batch; only after the commit does the caller hear "accepted" and the
+bus a note. A message that is refused leaves nothing behind; its neighbours in the batch are not touched by it.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from remails.bus import client, events
+from remails.config import Mail
+from remails.db import Connection, Database
+from remails.errors import Refused
+from remails.mail import address, message
+from remails.store import addresses, messages, senders, suppressions, usage
+from remails.store.ids import ApiKeyId, MessageId, OrganizationId, PoolId, ProjectId, SmtpCredentialId
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who speaks, as proved by AUTH or an API key."""
+
+    organization_id: OrganizationId
+    project_id: ProjectId
+    smtp_credential_id: SmtpCredentialId | None = None
+    api_key_id: ApiKeyId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A mail as handed in.
+
+    Args:
+        id: chosen by the door, so that `received` can name it.
+        received: a complete Received field, which is put on top of `raw`.
+        expires_in: seconds after which it is no longer tried, when shorter than the relay's own limit.
+    """
+
+    sender: Sender
+    mail_from: address.Address
+    recipients: tuple[address.Address, ...]
+    raw: bytes
+    id: MessageId
+    received: bytes
+    label: str | None = None
+    expires_in: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """It is committed, and ours to deliver."""
+
+    id: MessageId
+    created_at: datetime
+    message_id_header: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Mail:
+    """A submission on its way through the policy."""
+
+    given: Submission
+    prepared: message.Prepared
+    project: senders.Project | None = None
+    domain: senders.Domain | None = None
+    pool_id: PoolId | None = None
+
+
+def check_sender(conn: Connection, sender: Sender, domain: str) -> None:
+    """Refuse a sender already at MAIL FROM, before the client has sent the whole mail.
+
+    Raises:
+        Refused: the organization may not send, or `domain` is not the project's, or not verified.
+    """
+    project = senders.projects(conn, [(sender.project_id, sender.organization_id)]).get(sender.project_id)
+    _allowed(project)
+    _own_domain(senders.domains(conn, [(sender.project_id, domain, address.parents(domain))]), sender, domain)
+
+
+def submit(
+    db: Database, publisher: client.Publisher, settings: Mail, submissions: Sequence[Submission]
+) -> list[Accepted | Refused]:
+    """Take mails in: all of them in one transaction, each with its own outcome, in order.
+
+    Raises:
+        Unavailable: the database cannot be reached; nothing is known to be stored.
+    """
+    now = datetime.now(UTC)
+    outcomes: list[_Mail | Refused] = [_prepare(given, settings, now) for given in submissions]
+    with db.transaction() as conn:
+        for step in (_check_projects, _check_domains, _check_quotas):
+            outcomes = step(conn, outcomes)
+        stored = _store(conn, settings, now, [mail for mail in outcomes if isinstance(mail, _Mail)])
+    for note in _notes(stored):
+        publisher.publish(note)  # only after the commit
+    return [
+        outcome if isinstance(outcome, Refused) else Accepted(outcome.given.id, now, outcome.prepared.message_id)
+        for outcome in outcomes
+    ]
+
+
+def _each(outcomes: Iterable[_Mail | Refused], check: Callable[[_Mail], _Mail]) -> list[_Mail | Refused]:
+    """Apply a check to what has not been refused yet."""
+    result: list[_Mail | Refused] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Refused):
+            result.append(outcome)
+            continue
+        try:
+            result.append(check(outcome))
+        except Refused as refusal:
+            result.append(refusal)
+    return result
+
+
+def _mails(outcomes: Iterable[_Mail | Refused]) -> list[_Mail]:
+    return [outcome for outcome in outcomes if isinstance(outcome, _Mail)]
+
+
+def _prepare(given: Submission, settings: Mail, now: datetime) -> _Mail | Refused:
+    if not given.recipients:
+        return Refused(554, "5.5.1", "No valid recipients", status=422, field="to")
+    if len(given.recipients) > settings.max_recipients:
+        text = f"Too many recipients, at most {settings.max_recipients} for one message"
+        return Refused(552, "5.5.3", text, status=422, field="to")
+    if len(given.raw) > settings.max_size:
+        text = f"Message of {len(given.raw)} bytes is larger than the limit of {settings.max_size}"
+        return Refused(552, "5.3.4", text, status=413)
+    try:
+        prepared = message.prepare(
+            given.raw,
+            received=given.received,
+            fallback_id=f"{given.id}@{given.mail_from.domain}",
+            now=now,
+            hostname=settings.hostname,
+            label=given.label,
+        )
+    except Refused as refusal:
+        return refusal
+    return _Mail(given, prepared)
+
+
+def _allowed(project: senders.Project | None) -> senders.Project:
+    if project is None:
+        raise Refused(550, "5.7.1", "The project of this credential no longer exists", status=404)
+    if project.block_status in ("no_sending_or_receiving", "full_freeze"):
+        raise Refused(550, "5.7.1", "This organization is blocked from sending, contact the operator", status=403)
+    return project
+
+
+def _check_projects(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_Mail | Refused]:
+    wanted = {(mail.given.sender.project_id, mail.given.sender.organization_id) for mail in _mails(outcomes)}
+    known = senders.projects(conn, wanted) if wanted else {}
+    return _each(outcomes, lambda mail: replace(mail, project=_allowed(known.get(mail.given.sender.project_id))))
+
+
+def _own_domain(
+    known: dict[tuple[ProjectId, str], senders.Domain], sender: Sender, domain: str, what: str = "sender"
+) -> senders.Domain:
+    found = known.get((sender.project_id, domain))
+    if found is None:
+        text = f"The {what} domain {domain} is not set up for this project, add it under Domains"
+        raise Refused(550, "5.7.1", text, status=422, field="from")
+    if found.verified_at is None:
+        text = f"The {what} domain {found.name} is not verified yet, publish its DNS records first"
+        raise Refused(550, "5.7.1", text, status=422, field="from")
+    return found
+
+
+def _check_domains(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_Mail | Refused]:
+    asked = {
+        (mail.given.sender.project_id, domain)
+        for mail in _mails(outcomes)
+        for domain in (mail.given.mail_from.domain, *mail.prepared.from_domains)
+    }
+    known = senders.domains(conn, ((project, domain, address.parents(domain)) for project, domain in asked))
+
+    def check(mail: _Mail) -> _Mail:
+        _own_domain(known, mail.given.sender, mail.given.mail_from.domain)
+        signing, *_ = [
+            _own_domain(known, mail.given.sender, domain, "From header's") for domain in mail.prepared.from_domains
+        ]
+        assert mail.project is not None
+        pool_id = signing.pool_id or mail.project.pool_id
+        if pool_id is None:
+            raise RuntimeError("there is no pool: `remails pool create --default` makes one")
+        return replace(mail, domain=signing, pool_id=pool_id)
+
+    return _each(outcomes, check)
+
+
+def _check_quotas(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_Mail | Refused]:
+    limited = {
+        mail.project.organization_id: mail.project
+        for mail in _mails(outcomes)
+        if mail.project is not None and mail.project.message_quota is not None
+    }
+    if not limited:
+        return outcomes
+    senders.lock_quotas(conn, limited)
+    used = Counter(
+        {id_: usage.used_since(conn, id_, _month_before(project.quota_reset)) for id_, project in limited.items()}
+    )
+
+    def check(mail: _Mail) -> _Mail:
+        assert mail.project is not None
+        project = limited.get(mail.project.organization_id)
+        if project is not None and project.message_quota is not None:
+            if used[project.organization_id] >= project.message_quota:
+                text = f"The monthly quota of {project.message_quota} messages is used up until {project.quota_reset:%Y-%m-%d}"
+                raise Refused(452, "4.7.1", text, status=429)
+            used[project.organization_id] += 1
+        return mail
+
+    return _each(outcomes, check)
+
+
+def _month_before(reset: datetime) -> datetime:
+    return (reset.replace(day=1) - timedelta(days=1)).replace(day=min(reset.day, 28))
+
+
+def _store(conn: Connection, settings: Mail, now: datetime, mails: Sequence[_Mail]) -> list[messages.NewMessage]:
+    if not mails:
+        return []
+    pools = addresses.in_pools(conn, list({mail.pool_id for mail in mails if mail.pool_id is not None}))
+    suppressed = suppressions.active_among(
+        conn,
+        [(mail.given.sender.organization_id, recipient.key) for mail in mails for recipient in mail.given.recipients],
+    )
+    stored = [_new_message(mail, settings, now, pools, suppressed) for mail in mails]
+    messages.insert_many(conn, stored)
+    usage.append(conn, _used(stored))
+    return stored
+
+
+def _used(stored: Iterable[messages.NewMessage]) -> list[usage.Used]:
+    recipients: defaultdict[tuple[OrganizationId, ProjectId], list[int]] = defaultdict(list)
+    for new in stored:
+        recipients[new.organization_id, new.project_id].append(len(new.deliveries))
+    return [usage.Used(*key, len(numbers), sum(numbers)) for key, numbers in recipients.items()]
+
+
+def _new_message(
+    mail: _Mail,
+    settings: Mail,
+    now: datetime,
+    pools: dict[PoolId, list[addresses.Candidate]],
+    suppressed: set[tuple[OrganizationId, str]],
+) -> messages.NewMessage:
+    given, prepared, sender = mail.given, mail.prepared, mail.given.sender
+    assert mail.domain is not None
+    assert mail.pool_id is not None
+    assert mail.project is not None
+    waiting = "accepted" if mail.project.block_status == "not_blocked" else "held"
+    candidates = pools.get(mail.pool_id, [])
+
+    def delivery(recipient: address.Address) -> messages.NewDelivery:
+        status = "suppressed" if (sender.organization_id, recipient.key) in suppressed else waiting
+        # The same project reaches the same domain from the same address: greylisting and reputation want it so.
+        source = addresses.choose(candidates, sender.project_id.bytes + recipient.domain.encode())
+        return messages.NewDelivery(str(recipient), recipient.domain, status, source)
+
+    return messages.NewMessage(
+        id=given.id,
+        organization_id=sender.organization_id,
+        project_id=sender.project_id,
+        domain_id=mail.domain.id,
+        smtp_credential_id=sender.smtp_credential_id,
+        api_key_id=sender.api_key_id,
+        pool_id=mail.pool_id,
+        created_at=now,
+        expires_at=now + timedelta(seconds=min(given.expires_in or settings.expire_after, settings.expire_after)),
+        mail_from=str(given.mail_from),
+        header_from=prepared.header_from,
+        subject=prepared.subject,
+        message_id_header=prepared.message_id,
+        label=prepared.label,
+        eight_bit=prepared.eight_bit,
+        smtputf8=prepared.utf8_headers or any(a.needs_smtputf8 for a in (given.mail_from, *given.recipients)),
+        raw=prepared.raw,
+        deliveries=tuple(delivery(recipient) for recipient in dict.fromkeys(given.recipients)),
+    )
+
+
+def _notes(stored: Iterable[messages.NewMessage]) -> list[events.Ready]:
+    by_source: defaultdict[str, dict[MessageId, None]] = defaultdict(dict)
+    for new in stored:
+        for delivery in new.deliveries:
+            if delivery.source is not None and delivery.status == "accepted":
+                by_source[delivery.source][new.id] = None
+    return [events.Ready(source, list(ids)) for source, ids in by_source.items()]
