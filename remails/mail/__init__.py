@@ -1,0 +1,1 @@
+"""What mail is: pure functions of bytes and text. No sockets, no SQL, no clock."""
