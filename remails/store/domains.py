@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 
 from remails import db, vault
 from remails.errors import Refused
+from remails.mail import address
 from remails.store import constraints, ids
 from remails.store.ids import DkimKeyId, DomainId, OrganizationId, PoolId, ProjectId
 
@@ -25,7 +26,6 @@ Algorithm = Literal["rsa_sha256", "ed25519"]
 
 _REFUSALS = {
     "domains_organization_id_name_key": constraints.conflict("The organization has this domain already.", "domain"),
-    "domains_name_check": constraints.invalid("This is not a domain name.", "domain"),
     "domains_verified": constraints.conflict("Another organization has proved that this domain is theirs.", "domain"),
     "domains_organization_id_fkey": constraints.invalid("There is no such organization.", "organization_id"),
     "dkim_keys_domain_id_selector_key": constraints.conflict("The domain has a key of this selector.", "selector"),
@@ -95,11 +95,15 @@ def create(
     algorithm: Algorithm = "rsa_sha256",
     project_ids: Sequence[ProjectId] = (),
 ) -> Domain:
-    """Add a domain (lower-case A-labels) with a new DKIM key and ownership token, attached to these projects.
+    """Add a domain with a new DKIM key and ownership token, attached to these projects.
 
     Raises:
         Refused: 409 when the organization has it already, 422 for what is no domain name or no project of theirs.
     """
+    try:
+        name = address.normalise_domain(name)
+    except address.BadAddress as error:
+        raise constraints.invalid(f"This is not a domain name: {error}.", "domain") from None
     domain_id = DomainId(ids.new())
     with constraints.explained(conn, _REFUSALS):
         conn.execute(

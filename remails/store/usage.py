@@ -7,14 +7,21 @@ of `fold` and the one of `used_since` see a moment, so nothing is counted twice 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import NamedTuple
 
 from psycopg.rows import class_row
 
 from remails import db
 from remails.store.ids import OrganizationId, ProjectId
 
-Used = tuple[OrganizationId, ProjectId, int, int]
-"""Organization, project, messages, recipients."""
+
+class Used(NamedTuple):
+    """What a project used."""
+
+    organization_id: OrganizationId
+    project_id: ProjectId
+    messages: int
+    recipients: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from typing import Any
 from psycopg.rows import class_row, kwargs_row
 
 from remails import db
+from remails.errors import Refused
+from remails.mail import address
 from remails.store import constraints, ids
 from remails.store.ids import OrganizationId, UserId
 
@@ -70,13 +72,21 @@ def _membership(*, role: str, **columns: Any) -> Membership:
 
 
 def create(conn: db.Connection, email: str, name: str, password_hash: str | None, *, is_admin: bool = False) -> User:
-    """Make a user. Raises Refused: 409 when the email address is taken, 422 for a bad name."""
+    """Make a user. Raises Refused: 409 when the email address is taken, 422 for a bad one or a bad name."""
     with constraints.explained(conn, _REFUSALS), conn.cursor(row_factory=class_row(User)) as cur:
         return cur.execute(
-            """INSERT INTO users (id, email, name, password_hash, is_admin) VALUES (%s, lower(%s), %s, %s, %s)
+            """INSERT INTO users (id, email, name, password_hash, is_admin) VALUES (%s, %s, %s, %s, %s)
                RETURNING *""",
-            [ids.new(), email.strip(), name.strip(), password_hash, is_admin],
+            [ids.new(), _address(email), name.strip(), password_hash, is_admin],
         ).fetchall()[0]
+
+
+def _address(email: str) -> str:
+    """The one spelling under which a user is known."""
+    try:
+        return str(address.parse(email.strip())).lower()
+    except address.BadAddress as error:
+        raise constraints.invalid(f"This is not an email address: {error}.", "email") from None
 
 
 def get(conn: db.Connection, user_id: UserId) -> User | None:
@@ -87,8 +97,12 @@ def get(conn: db.Connection, user_id: UserId) -> User | None:
 
 def by_email(conn: db.Connection, email: str) -> User | None:
     """The user with this email address, in whatever case it is written."""
+    try:
+        email = _address(email)
+    except Refused:
+        return None
     with conn.cursor(row_factory=class_row(User)) as cur:
-        return cur.execute("SELECT * FROM users WHERE email = lower(%s)", [email.strip()]).fetchone()
+        return cur.execute("SELECT * FROM users WHERE email = %s", [email]).fetchone()
 
 
 def list_all(conn: db.Connection) -> list[User]:
@@ -98,11 +112,15 @@ def list_all(conn: db.Connection) -> list[User]:
 
 
 def update(conn: db.Connection, user_id: UserId, *, email: str | None = None, name: str | None = None) -> User | None:
-    """Change what is given. Raises Refused: 409 when the email address is taken, 422 for a bad name."""
-    values = {"id": user_id, "email": email and email.strip(), "name": name if name is None else name.strip()}
+    """Change what is given. Raises Refused: 409 when the email address is taken, 422 for a bad one or a bad name."""
+    values = {
+        "id": user_id,
+        "email": email if email is None else _address(email),
+        "name": name if name is None else name.strip(),
+    }
     with constraints.explained(conn, _REFUSALS), conn.cursor(row_factory=class_row(User)) as cur:
         return cur.execute(
-            """UPDATE users SET email = lower(coalesce(%(email)s, email)), name = coalesce(%(name)s, name),
+            """UPDATE users SET email = coalesce(%(email)s, email), name = coalesce(%(name)s, name),
                    updated_at = now()
                WHERE id = %(id)s RETURNING *""",
             values,
