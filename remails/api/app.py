@@ -1,0 +1,105 @@
+"""The application: routes, who may use them, how errors answer, and the headers every answer has.
+
+`create_app` is given all it works with; nothing is global. The REST API stands in `rest`, the pages in `ui`; both state a
+rule for each route (`auth`), leave errors to `problems`, and find settings and database through `state`.
+"""
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flask
+from flask import g, request
+from werkzeug.exceptions import BadRequest
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.wrappers import Response
+
+from remails import __version__
+from remails.api import auth, problems
+from remails.api.state import State
+from remails.bus.client import Publisher
+from remails.config import Settings
+from remails.db import Database
+from remails.logs import Log
+from remails.vault import Pepper, Vault
+
+log = Log("remails.api")
+
+MAX_FORM = 100_000
+"""Bytes of a request to a page; the REST API has limits of its own."""
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+)
+
+
+def create_app(settings: Settings, db: Database, publisher: Publisher, vault: Vault, pepper: Pepper) -> flask.Flask:
+    """Make the application of one process."""
+    app = flask.Flask("remails.api", static_folder="static", template_folder="templates")
+    app.extensions["remails"] = State(settings, db, publisher, vault, pepper)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_FORM
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    if proxies := settings.api.trusted_proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=0)  # type: ignore[method-assign]
+    app.before_request(_start)
+    problems.register(app)
+    auth.register(app)
+    _add_pages(app)
+    app.after_request(_finish(settings))
+    return app
+
+
+def _add_pages(app: flask.Flask) -> None:
+    if importlib.util.find_spec("remails.api.ui") and importlib.util.find_spec("remails.api.ui.pages"):
+        app.register_blueprint(importlib.import_module("remails.api.ui.pages").blueprint)
+
+
+def _start() -> None:
+    g.started = time.monotonic()
+    if "\0" in request.path or "\0" in "".join(request.args.values()):
+        raise BadRequest("The address contains a NUL character.")
+
+
+def _finish(settings: Settings) -> Callable[[flask.Response], flask.Response]:
+    headers = _headers(settings)
+
+    def finish(response: flask.Response) -> flask.Response:
+        for name, value in headers.items():
+            response.headers.setdefault(name, value)
+        _log(response)
+        return response
+
+    return finish
+
+
+def _headers(settings: Settings) -> dict[str, str]:
+    headers = {
+        "X-App-Version": __version__,
+        "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "same-origin",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
+    if settings.api.url.startswith("https:"):
+        headers["Strict-Transport-Security"] = "max-age=31536000"
+    if settings.api.environment.lower() != "production":
+        headers["X-Robots-Tag"] = "noindex, nofollow"
+    return headers
+
+
+def _log(response: Response) -> None:
+    """One line for each request: nothing of its body, its query or its secrets."""
+    actor: Any = g.get("actor")
+    quiet = request.endpoint in ("static", "healthy")
+    (log.debug if quiet else log.info)(
+        "request",
+        method=request.method,
+        route=problems.route(),
+        status=response.status_code,
+        ms=round((time.monotonic() - g.get("started", time.monotonic())) * 1000),
+        actor=actor.id if actor is not None else None,
+    )

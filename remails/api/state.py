@@ -1,0 +1,31 @@
+"""What a request needs of its application: settings, database, bus, keys.
+
+`create_app` puts one `State` into the application's extensions; `state()` finds it again through Flask's current
+application, so nothing here is global.
+"""
+
+from dataclasses import dataclass, field
+
+import flask
+
+from remails.bus.client import Publisher
+from remails.config import Settings
+from remails.db import Database
+from remails.vault import Pepper, Vault
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What one application works with."""
+
+    settings: Settings
+    db: Database
+    publisher: Publisher
+    vault: Vault = field(repr=False)
+    pepper: Pepper = field(repr=False)
+
+
+def state() -> State:
+    """The state of the application that is serving this request."""
+    found: State = flask.current_app.extensions["remails"]
+    return found
