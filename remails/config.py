@@ -197,6 +197,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ConfigError(f"credential {name}: {path} is empty")
         return text
 
+    def database_password(self) -> str | None:
+        """The credential `database_password`; None where there is none, as with peer authentication."""
+        path = Path(os.environ.get("CREDENTIALS_DIRECTORY") or self.credentials_directory) / "database_password"
+        return self.credential("database_password") if path.exists() else None
+
     @property
     def spf_include(self) -> str:
         """The name customers include in their SPF record."""

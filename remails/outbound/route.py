@@ -1,0 +1,83 @@
+"""Where mail for a domain goes: its MX hosts in order, each with its addresses (RFC 5321 §5.1)."""
+
+import ipaddress
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import dns.asyncresolver
+
+from remails import resolver
+from remails.mail.reply import Phase, Reply
+from remails.resolver import Ended
+
+MOST_HOSTS = 10  # a bound for domains that list dozens
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One address of one MX host."""
+
+    host: str
+    ip: str
+
+
+class Router:
+    """Looks up routes.
+
+    Args:
+        allow_private: whether loopback, private and link-local addresses are destinations. An MX record is written by
+            strangers: without this guard it could make us talk to our own internal services.
+    """
+
+    def __init__(self, dns_resolver: dns.asyncresolver.Resolver, *, allow_private: bool) -> None:
+        self._resolver, self._allow_private = dns_resolver, allow_private
+        self._random = random.Random()  # noqa: S311  # spreads load, guards nothing
+
+    async def resolve(self, domain: str, *, version: int) -> list[Target] | Reply:
+        """The targets for `domain` that an address of IP `version` can reach, in the order to try, or why there is none."""
+        hosts = await self._hosts(domain)
+        if isinstance(hosts, Reply):
+            return hosts
+        targets: list[Target] = []
+        problem: Reply | None = None
+        for host in hosts[:MOST_HOSTS]:
+            found = await self._addresses(host, version)
+            if isinstance(found, Reply):
+                problem = problem or found
+            else:
+                targets += found
+        if targets:
+            return targets
+        return problem or Reply(Phase.DNS, 550, "5.4.4", f"no mail server of {domain} has an address")
+
+    async def _hosts(self, domain: str) -> Sequence[str] | Reply:
+        lookup = await resolver.ask_async(self._resolver, domain, "MX")
+        if lookup.ended is Ended.FAILED:
+            # Not "no MX": falling back to the domain's own address would bounce good mail (case O03).
+            return Reply(Phase.DNS, 451, "4.4.3", f"MX records of {domain}: {lookup.reason}")
+        if lookup.ended is Ended.NO_DOMAIN:
+            return Reply(Phase.DNS, 550, "5.1.2", f"the domain {domain} does not exist")
+        if lookup.ended is Ended.NO_DATA:
+            return [domain]  # RFC 5321 §5.1: the implicit MX
+        records = [(record.preference, record.exchange.to_text().rstrip(".").lower()) for record in lookup.records]  # type: ignore[attr-defined]  # MX
+        hosts = self._ordered((preference, host) for preference, host in records if host)
+        if not hosts:
+            # RFC 7505 §3: the domain says that it takes no mail
+            return Reply(Phase.DNS, 556, "5.1.10", f"the domain {domain} does not accept mail (null MX)")
+        return hosts
+
+    def _ordered(self, records: Iterable[tuple[int, str]]) -> list[str]:
+        """By preference, those of equal preference in random order (RFC 5321 §5.1)."""
+        shuffled = sorted((preference, self._random.random(), host) for preference, host in records)
+        return list(dict.fromkeys(host for _, _, host in shuffled))
+
+    async def _addresses(self, host: str, version: int) -> list[Target] | Reply:
+        lookup = await resolver.ask_async(self._resolver, host, "A" if version == 4 else "AAAA")
+        if lookup.ended is Ended.FAILED:
+            return Reply(Phase.DNS, 451, "4.4.3", f"address of {host}: {lookup.reason}")
+        ips = [record.address for record in lookup.records]  # type: ignore[attr-defined]  # A, AAAA
+        allowed = [Target(host, ip) for ip in ips if self._allow_private or ipaddress.ip_address(ip).is_global]
+        if ips and not allowed:
+            return Reply(Phase.DNS, 550, "5.4.4", f"{host} has only private addresses, where mail is never sent")
+        return allowed

@@ -1,0 +1,269 @@
+"""The sending side.
+
+NAME
+    outbound - claims mail that leaves from this host's addresses, signs it and delivers it
+
+DESCRIPTION
+    Listens on the bus for notes that mail is ready to leave from an address this host holds, and asks the database besides:
+    at start, when a note was lost, and every `poll_interval`. What it finds it claims for the length of a lease, which
+    is renewed while the work goes on; after a crash others wait for its end. On SIGTERM no more is claimed, dialogues
+    under way are finished within `drain_timeout`, and what was not begun is given back.
+
+STANDARDS
+    RFC 5321 (SMTP), RFC 3207 (STARTTLS), RFC 6376 and RFC 8463 (DKIM), RFC 7505 (null MX), RFC 7435 (opportunistic security)
+
+DIAGNOSTICS
+    One line for each result: delivered, deferred, failed, ambiguous or expired, with the remote server's reply.
+    "address not held": the IP agent has no valid lease for it here; see `remails address list`.
+
+CONFIGURATION
+    [outbound], [dns], [bus]; credentials encryption_keys, bus_client_key, database_password
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import islice
+
+from remails import resolver, service
+from remails.bus import client, events
+from remails.config import Settings
+from remails.db import Coalescer, Connection, Database
+from remails.errors import Unavailable
+from remails.logs import Log
+from remails.outbound.delivery import Courier
+from remails.outbound.holdings import Holdings
+from remails.outbound.route import Router
+from remails.outbound.signing import Signing
+from remails.store import addresses, queue, suppressions
+from remails.store.ids import HostId, MessageId
+from remails.store.queue import Claim, Result
+from remails.vault import Vault
+
+log = Log("remails.outbound")
+
+_MOST_NOTED = 10_000  # beyond that the poll finds them
+
+
+class Outbound:
+    """The service: what it holds, what it has claimed, and the loops that feed it."""
+
+    def __init__(self, settings: Settings, db: Database, publisher: client.Publisher, vault: Vault) -> None:
+        self._settings, self._db, self._publisher = settings, db, publisher
+        self._host_id: HostId | None = None
+        self._holdings = Holdings()
+        self._noted: dict[MessageId, None] = {}
+        self._wake = asyncio.Event()
+        self._backlog = True
+        self._claimed: dict[int, Claim] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bodies: Coalescer[MessageId, bytes | None] = Coalescer(self._load, most=settings.outbound.batch)
+        self._results: Coalescer[tuple[Claim, Result, bool], None] = Coalescer(self._record)
+        router = Router(resolver.asynchronous(settings.dns), allow_private=settings.outbound.allow_private_destinations)
+        self._courier = Courier(
+            settings.outbound,
+            self._holdings,
+            router,
+            Signing(db, vault),
+            load=self._bodies,
+            record=self._results,
+            release=self._release,
+        )
+
+    async def run(self, stop: asyncio.Event, subscriber: client.Subscriber | None) -> None:
+        """Work until `stop`, then drain."""
+        outbound = self._settings.outbound
+        loops = [
+            asyncio.create_task(loop)
+            for loop in (
+                service.forever("addresses", stop, outbound.poll_interval, lambda: self._look(subscriber)),
+                service.forever("leases", stop, outbound.lease / 3, self._renew),
+                self._poll(stop),
+                self._claim(stop),
+                *([self._listen(stop, subscriber)] if subscriber is not None else []),
+            )
+        ]
+        service.ready("delivering")
+        done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+        stop.set()  # they end when told; one that ends by an error takes the service with it, but not the mail in hand
+        self._wake.set()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await self._drain()
+        for task in done:
+            task.result()
+
+    async def _look(self, subscriber: client.Subscriber | None) -> None:
+        """Ask which addresses this host holds."""
+        asked_at = time.monotonic()
+        if self._host_id is None:
+            host = await self._db.call(addresses.host_by_name, self._settings.host)
+            if host is None:
+                return  # the IP agent has not registered this host yet
+            self._host_id = host.id
+        gained, lost = self._holdings.update(await self._db.call(addresses.held_by, self._host_id), asked_at)
+        if subscriber is not None:
+            for ip in gained:
+                subscriber.subscribe(f"ready/{ip}/")
+            for ip in lost:
+                subscriber.unsubscribe(f"ready/{ip}/")
+        if gained or lost:
+            log.info("addresses", gained=",".join(gained) or None, lost=",".join(lost) or None)
+            self._backlog = True
+            self._wake.set()
+
+    async def _listen(self, stop: asyncio.Event, subscriber: client.Subscriber) -> None:
+        notes = aiter(subscriber)
+        stopping = asyncio.ensure_future(stop.wait())
+        while not stop.is_set():
+            heard = asyncio.ensure_future(anext(notes))
+            await asyncio.wait([heard, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not heard.done():
+                heard.cancel()
+                return
+            match heard.result():
+                case events.Ready(message_ids=ids) if len(self._noted) < _MOST_NOTED:
+                    self._noted.update(dict.fromkeys(MessageId(id_) for id_ in ids))
+                case events.AddressesChanged():
+                    try:
+                        await self._look(subscriber)
+                    except Unavailable as error:
+                        log.warning("addresses not read", reason=error)
+                case _:
+                    self._backlog = True
+            self._wake.set()
+
+    async def _poll(self, stop: asyncio.Event) -> None:
+        while not await service.pause(stop, self._settings.outbound.poll_interval):
+            self._backlog = True
+            self._wake.set()
+
+    async def _claim(self, stop: asyncio.Event) -> None:
+        """Claim what is noted, then what is due, as far as there is room."""
+        while not stop.is_set():
+            await self._wake.wait()
+            if stop.is_set():
+                break
+            try:
+                self._wake.clear()
+                found = await self._claim_once()
+            except Unavailable as error:
+                log.warning("cannot claim", reason=error)
+                continue  # the poll wakes us again
+            if found:
+                self._wake.set()
+
+    async def _claim_once(self) -> bool:
+        """One round; true when there may be more to do at once."""
+        outbound = self._settings.outbound
+        room = min(outbound.concurrency - len(self._claimed), outbound.batch)
+        sources = self._holdings.usable()
+        if self._host_id is None or not sources or room <= 0 or not (self._noted or self._backlog):
+            return False
+        if self._noted:
+            ids = list(islice(self._noted, room))
+            for id_ in ids:
+                del self._noted[id_]
+            try:
+                claims = await self._db.call(queue.claim_messages, self._host_id, sources, ids, lease=outbound.lease)
+            except Unavailable:
+                self._backlog = True
+                raise
+        else:
+            self._backlog = False
+            claims = await self._db.call(queue.claim_due, self._host_id, sources, lease=outbound.lease, limit=room)
+            self._backlog = self._backlog or len(claims) == room
+        self._start(claims)
+        return bool(self._noted or self._backlog)
+
+    def _start(self, claims: Sequence[Claim]) -> None:
+        by_message: defaultdict[MessageId, list[Claim]] = defaultdict(list)
+        for claim in claims:
+            self._claimed[claim.id] = claim
+            by_message[claim.message_id].append(claim)
+        for group in by_message.values():
+            task = asyncio.create_task(self._deliver(group))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _deliver(self, claims: Sequence[Claim]) -> None:
+        try:
+            await self._courier.deliver(claims)
+        except Unavailable as error:
+            log.warning("put off", message=claims[0].message_id, reason=error)
+        except Exception:
+            # A fault of ours: the lease runs out and the delivery comes due again.
+            log.exception("delivery failed by a fault of ours", message=claims[0].message_id)
+        finally:
+            for claim in claims:
+                self._claimed.pop(claim.id, None)
+            self._wake.set()
+
+    async def _load(self, ids: Sequence[MessageId]) -> list[bytes | None]:
+        found = await self._db.call(queue.bodies, list(ids))
+        return [found.get(id_) for id_ in ids]
+
+    async def _record(self, batch: Sequence[tuple[Claim, Result, bool]]) -> list[None]:
+        await self._db.call(_record, batch)
+        for claim, result, _ in batch:
+            self._claimed.pop(claim.id, None)
+            self._publisher.publish(events.Attempted(claim.organization_id, claim.message_id, claim.id, result.status))
+        return [None] * len(batch)
+
+    async def _release(self, claims: Sequence[Claim], delay: float) -> None:
+        await self._db.call(queue.release, [(claim.id, claim.claim_epoch) for claim in claims], delay)
+
+    async def _renew(self) -> None:
+        if self._claimed:
+            claims = [(claim.id, claim.claim_epoch) for claim in self._claimed.values()]
+            await self._db.call(queue.renew, claims, self._settings.outbound.lease)
+
+    async def _drain(self) -> None:
+        """Finish what is under way; leases are renewed meanwhile."""
+        if not self._tasks:
+            return
+        log.info("draining", messages=len(self._tasks))
+        drained = asyncio.Event()
+        renewing = asyncio.create_task(
+            service.forever("leases", drained, self._settings.outbound.lease / 3, self._renew)
+        )
+        _, late = await asyncio.wait(self._tasks, timeout=self._settings.outbound.drain_timeout)
+        for task in late:
+            task.cancel()  # what the remote server has not answered by now comes due again after the lease
+        drained.set()
+        await asyncio.gather(*late, renewing, return_exceptions=True)
+
+
+def _record(conn: Connection, batch: Sequence[tuple[Claim, Result, bool]]) -> None:
+    queue.record_many(conn, [result for _, result, _ in batch])
+    bad = [(claim.organization_id, claim.recipient.lower()) for claim, _, blames in batch if blames]
+    good = [
+        (claim.organization_id, claim.recipient.lower()) for claim, result, _ in batch if result.status == "delivered"
+    ]
+    if bad:
+        suppressions.record_failures(conn, bad)
+    if good:
+        suppressions.record_successes(conn, good)
+
+
+def main(settings: Settings) -> None:
+    """Run the service until SIGTERM."""
+
+    async def serve(stop: asyncio.Event) -> None:
+        vault = Vault(settings.credential("encryption_keys"))
+        db = Database(settings.database, settings.database_password(), "outbound")
+        key = settings.credential("bus_client_key") if settings.bus.endpoints else ""
+        publisher = client.Publisher(settings.bus, key)
+        subscriber = client.Subscriber(settings.bus, key, [f"addresses/{settings.host}/"]) if key else None
+        if key:
+            publisher.open()
+        db.open()
+        try:
+            await Outbound(settings, db, publisher, vault).run(stop, subscriber)
+        finally:
+            if subscriber is not None:
+                subscriber.close()
+            publisher.close()
+            db.close()
+
+    service.run("outbound", settings, serve)

@@ -1,0 +1,65 @@
+"""Our DKIM signatures: the keys of the senders' domains, opened once and kept parsed for a minute."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from remails.db import Database
+from remails.logs import Log
+from remails.mail import dkim
+from remails.store import domains
+from remails.store.ids import DkimKeyId, DomainId
+from remails.vault import Vault
+
+log = Log("remails.outbound")
+
+KEEP = 60.0
+_LARGE = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    domain: str
+    selector: str
+    key: dkim.Key
+
+
+class Signing:
+    """Signs messages with the active keys of their domain; RSA and Ed25519 where a domain has both."""
+
+    def __init__(self, db: Database, vault: Vault) -> None:
+        self._db, self._vault = db, vault
+        self._identities: dict[DomainId, tuple[float, list[_Identity]]] = {}
+        self._parsed: dict[DkimKeyId, dkim.Key] = {}
+
+    async def sign(self, domain_id: DomainId | None, raw: bytes) -> bytes:
+        """The message with a signature field for each key on top; as it is when its domain is gone.
+
+        A large message is signed in a thread, so that it does not hold up the others.
+        """
+        identities = await self._of(domain_id) if domain_id is not None else []
+        if len(raw) > _LARGE:
+            return await asyncio.to_thread(self._signed, identities, raw)
+        return self._signed(identities, raw)
+
+    def _signed(self, identities: list[_Identity], raw: bytes) -> bytes:
+        now = int(time.time())
+        fields = [dkim.sign(raw, domain=i.domain, selector=i.selector, key=i.key, now=now) for i in identities]
+        return b"".join([*fields, raw])
+
+    async def _of(self, domain_id: DomainId) -> list[_Identity]:
+        until, identities = self._identities.get(domain_id, (0.0, []))
+        if until > time.monotonic():
+            return identities
+        keys = await self._db.call(domains.signing_keys, [domain_id])
+        identities = [_Identity(key.domain, key.selector, self._key(key)) for key in keys]
+        if not identities:
+            log.warning("no DKIM key, mail leaves unsigned", domain=domain_id)
+        self._identities[domain_id] = (time.monotonic() + KEEP, identities)
+        return identities
+
+    def _key(self, key: domains.SigningKey) -> dkim.Key:
+        # Parsing costs tens of milliseconds, so a key is parsed once.
+        if key.key_id not in self._parsed:
+            self._parsed[key.key_id] = dkim.load(self._vault.open(key.sealed, f"dkim:{key.key_id}"))
+        return self._parsed[key.key_id]
