@@ -1,0 +1,5 @@
+"""`python -m remails` is `remails`."""
+
+from remails.cli import main
+
+main()
