@@ -267,7 +267,7 @@ def test_junk_gets_no_answer_and_does_no_harm(caplog: pytest.LogCaptureFixture) 
     chance = random.Random(1)
     question = dns.message.make_query("a.example", "A").to_wire()
     junk = [b"", b"\0", question[:-1], question[:12], b"\xff" * 600]
-    junk += [chance.randbytes(chance.randrange(1, 80)) for _ in range(300)]
+    junk += [chance.randbytes(chance.randrange(1, 80)) for _ in range(100)]
     response = dns.message.make_response(dns.message.make_query("a.example", "A")).to_wire()
 
     async def scenario() -> None:
