@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 import uvloop
 
@@ -105,7 +106,7 @@ def run(name: str, settings: Settings, main: Callable[[asyncio.Event], Awaitable
         fail(name, error)
 
 
-def fail(name: str, error: ConfigError) -> None:
+def fail(name: str, error: ConfigError) -> NoReturn:
     """Say in one sentence why the process cannot start, and end it with status 78."""
     notify(f"STATUS={error}")
     sys.stderr.write(f"remails {name}: {error}\n")

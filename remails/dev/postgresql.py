@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 import psycopg
+from psycopg import sql
 
 from remails.errors import ConfigError
 
@@ -138,6 +139,14 @@ class Server:
                 return
             time.sleep(0.05)
         raise ConfigError(f"PostgreSQL did not start; see {log}")
+
+    def create_database(self, name: str) -> None:
+        """Make a database, unless it is there."""
+        with (
+            psycopg.connect(f"{self.dsn} dbname=postgres", autocommit=True) as conn,
+            contextlib.suppress(psycopg.errors.DuplicateDatabase),
+        ):
+            conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
     def stop(self) -> None:
         """Stop it, ending its connections (a "fast" shutdown)."""
