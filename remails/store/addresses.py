@@ -478,6 +478,19 @@ def held_by(conn: Connection, host_id: HostId) -> list[Held]:
         ).fetchall()
 
 
+def in_use(conn: Connection, ips: Sequence[str]) -> set[str]:
+    """Those of the addresses from which somebody is sending just now."""
+    rows = conn.execute(
+        """
+        SELECT DISTINCT host(source) FROM deliveries
+        WHERE source = ANY(%s::inet[]) AND claimed_by IS NOT NULL AND next_attempt_at > clock_timestamp()
+            AND status IN ('accepted', 'reattempt')
+        """,
+        [list(ips)],
+    )
+    return {ip for (ip,) in rows}
+
+
 # The choice
 
 
