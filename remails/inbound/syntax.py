@@ -1,0 +1,126 @@
+"""Reading a command line, and the arguments of MAIL and RCPT.
+
+A path is taken apart here, not judged: `mail.address.parse` does that. Where every client's intention is plain we are
+tolerant (a space after the colon, no angle brackets); parameters are checked to the letter.
+"""
+
+import re
+from collections.abc import Mapping
+
+from remails.errors import Refused
+
+# RFC 5321 §4.1.2. Quantifiers are possessive, so that the time taken grows with the length and no faster.
+_QUOTED = r'"(?:[^"\\]|\\.)*+"'
+_ROUTE = r"@[^:<>\" ]++:"
+_PATH = re.compile(
+    rf" *+(?:<(?:{_ROUTE})?+(?P<path>(?:{_QUOTED}|[^<>\"])*+)>|(?P<bare>(?:{_QUOTED}|[^<>\" ])++))(?: ++(?P<rest>.*+))?+"
+)
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*+)(?:=([^= \x00-\x1f\x7f]++))?+")
+
+
+_MAX_LINE = 512  # RFC 5321 §4.5.3.1.4
+_MAX_LINES = {"AUTH": 12288, "MAIL": 2048, "RCPT": 2048}  # RFC 4954 §4, and room for parameters
+
+
+def command(line: bytes) -> tuple[str, str]:
+    """The verb in upper case (RFC 5321 §2.4) and its argument.
+
+    Raises:
+        Refused: 500.
+    """
+    if not line.endswith(b"\r\n"):
+        raise _unreadable("A line ends with CR LF")  # RFC 5321 §2.3.8
+    try:
+        verb, _, argument = line[:-2].decode().partition(" ")
+    except UnicodeDecodeError:
+        raise _unreadable("Not UTF-8") from None
+    verb = verb.upper()
+    if len(line) > _MAX_LINES.get(verb, _MAX_LINE):
+        raise too_long()
+    return verb, argument.strip(" ")
+
+
+def too_long() -> Refused:
+    """What to say to a line that is too long."""
+    return _unreadable("Line too long")
+
+
+def _unreadable(text: str) -> Refused:
+    return Refused(500, "5.5.2", text, status=400)
+
+
+def path_and_parameters(keyword: str, argument: str) -> tuple[str, dict[str, str | None]]:
+    """Take apart `FROM:<path> parameters`. The path comes without brackets and without source route.
+
+    Raises:
+        Refused: 501 for what does not follow the syntax.
+    """
+    wanted = keyword + ":"
+    if argument[: len(wanted)].upper() != wanted:
+        raise _bad(f"Syntax: {keyword}:<address>")
+    found = _PATH.fullmatch(argument, len(wanted))
+    if found is None:
+        raise _bad(f"Syntax: {keyword}:<address>")
+    # RFC 5321 §4.1.1.3 and appendix C: a source route is taken off and never followed.
+    path = found["path"] if found["path"] is not None else found["bare"]
+    return path, _parameters(found["rest"] or "")
+
+
+def _parameters(text: str) -> dict[str, str | None]:
+    """Keywords in upper case and their values (RFC 5321 §4.1.2)."""
+    parameters: dict[str, str | None] = {}
+    for word in text.split():
+        found = _PARAMETER.fullmatch(word)
+        if found is None:
+            raise _bad("Malformed parameter")
+        keyword = found[1].upper()
+        if keyword in parameters:
+            raise _bad(f"{keyword} given twice")
+        parameters[keyword] = found[2]
+    return parameters
+
+
+def check_mail_parameters(parameters: Mapping[str, str | None], max_size: int) -> None:
+    """Refuse parameters of MAIL that are wrong, or that EHLO did not offer.
+
+    Raises:
+        Refused: 501, 552 or 555.
+    """
+    for keyword, value in parameters.items():
+        match keyword:
+            case "SIZE":
+                _check_size(value, max_size)
+            case "BODY":  # RFC 6152 §3
+                if (value or "").upper() not in ("7BIT", "8BITMIME"):
+                    raise _bad("BODY is 7BIT or 8BITMIME")
+            case "SMTPUTF8":  # RFC 6531 §3.4
+                if value is not None:
+                    raise _bad("SMTPUTF8 takes no value")
+            case "AUTH":
+                # RFC 4954 §5: whoever offers AUTH must take this parameter, and need not believe it.
+                if value is None:
+                    raise _bad("AUTH needs a value")
+            case _:
+                raise unknown_parameter(keyword)
+
+
+def unknown_parameter(keyword: str) -> Refused:
+    """What to say to a parameter that was not offered (RFC 5321 §4.1.1.11)."""
+    return Refused(555, "5.5.4", f"Parameter {keyword[:40]} not recognized", status=400)
+
+
+def _check_size(value: str | None, max_size: int) -> None:
+    # RFC 1870 §3: up to 20 digits.
+    if value is None or not re.fullmatch(r"[0-9]{1,20}", value):
+        raise _bad("SIZE is a number of bytes")
+    if int(value) > max_size:  # RFC 1870 §6.1
+        raise too_large(max_size)
+
+
+def too_large(max_size: int) -> Refused:
+    """What to say to a message of more than `max_size` bytes."""
+    return Refused(552, "5.3.4", f"Message larger than the limit of {max_size} bytes", status=413)
+
+
+def _bad(text: str) -> Refused:
+    return Refused(501, "5.5.4", text, status=400)
