@@ -19,13 +19,12 @@ from typing import Literal
 from uuid import uuid4
 
 import click
-import dns.exception
-import dns.nameserver
 import dns.resolver
+import dns.reversename
 import msgspec
 from cryptography import x509
 
-from remails import config, vault
+from remails import config, resolver, vault
 from remails.admin import operator, output
 from remails.bus import client, events
 from remails.bus import keys as bus_keys
@@ -287,17 +286,15 @@ def _address(one: addresses.Address, usable: bool) -> Finding:
 
 
 def _reverse(settings: config.Settings, one: addresses.Address) -> Finding:
-    name = f"reverse name of {one.ip}"
-    try:
-        ask = _resolver(settings.dns)
-        names = {str(record).rstrip(".").lower() for record in ask.resolve_address(one.ip)}
-        back = {str(record) for record in ask.resolve(one.ptr_name, "AAAA" if ":" in one.ip else "A")}
-    except dns.exception.DNSException as error:
-        return Finding("warn", name, f"{_first_line(error)}; many receivers refuse mail without it")
+    name, ask = f"reverse name of {one.ip}", resolver.synchronous(settings.dns)
+    pointer = resolver.ask(ask, dns.reversename.from_address(one.ip).to_text(), "PTR")
+    forward = resolver.ask(ask, one.ptr_name, "AAAA" if ":" in one.ip else "A")
+    names = sorted(str(record).rstrip(".").lower() for record in pointer.records)
+    back = sorted(map(str, forward.records))
     if one.ptr_name not in names:
-        return Finding("warn", name, f"is {', '.join(sorted(names))}, but has to be {one.ptr_name}")
+        return Finding("warn", name, f"is {', '.join(names) or pointer.reason}, but has to be {one.ptr_name}")
     if one.ip not in back:
-        return Finding("warn", name, f"{one.ptr_name} leads to {', '.join(sorted(back))} and not back")
+        return Finding("warn", name, f"{one.ptr_name} leads to {', '.join(back) or forward.reason}, not back")
     return Finding("ok", name, f"{one.ptr_name}, both ways")
 
 
@@ -339,39 +336,30 @@ def _validity(found: x509.Certificate, hostname: str, now: datetime) -> Finding:
 # DNS
 
 
-def resolver(host: Host) -> Iterator[Finding]:
+def nameservers(host: Host) -> Iterator[Finding]:
     """Each nameserver answers."""
     if not host.services & {"api", "outbound", "periodic"}:
         return
     try:
-        ask = _resolver(host.settings.dns)
-    except dns.exception.DNSException as error:
-        yield Finding("FAIL", "dns", f"{_first_line(error)}; set dns.nameservers")
+        ask = resolver.synchronous(host.settings.dns)
+    except ConfigError as error:
+        yield Finding("FAIL", "dns", str(error))
         return
+    ask.cache = None
     for nameserver in list(ask.nameservers):
         ask.nameservers = [nameserver]
         yield _answers(ask, str(nameserver), host.settings.mail.hostname)
 
 
-def _answers(ask: dns.resolver.Resolver, name: str, hostname: str) -> Finding:
+def _answers(ask: dns.resolver.Resolver, nameserver: str, hostname: str) -> Finding:
     start = time.monotonic()
-    try:
-        ask.resolve(hostname, "A", raise_on_no_answer=False, search=False)
-    except dns.resolver.NXDOMAIN:
-        return Finding("warn", f"dns {name}", f"answers, but mail.hostname {hostname} does not exist")
-    except dns.exception.DNSException as error:
-        return Finding("FAIL", f"dns {name}", f"does not answer: {_first_line(error)}")
-    return Finding("ok", f"dns {name}", f"answers after {(time.monotonic() - start) * 1000:.0f} ms")
-
-
-def _resolver(settings: config.Dns) -> dns.resolver.Resolver:
-    made = dns.resolver.Resolver(configure=not settings.nameservers)
-    made.lifetime = settings.timeout
-    if settings.nameservers:
-        made.nameservers = [
-            dns.nameserver.Do53Nameserver(*config.endpoint(one, 53, "dns.nameservers")) for one in settings.nameservers
-        ]
-    return made
+    found = resolver.ask(ask, hostname, "A")
+    match found.ended:
+        case resolver.Ended.FAILED:
+            return Finding("FAIL", f"dns {nameserver}", f"{found.reason}; see dns.nameservers")
+        case resolver.Ended.NO_DOMAIN:
+            return Finding("warn", f"dns {nameserver}", f"answers, but mail.hostname {hostname} does not exist")
+    return Finding("ok", f"dns {nameserver}", f"answers after {(time.monotonic() - start) * 1000:.0f} ms")
 
 
 def _first_line(error: BaseException) -> str:
@@ -384,5 +372,5 @@ CHECKS: Iterable[Callable[[Host], Iterator[Finding]]] = (
     bus,
     outbound,
     certificate,
-    resolver,
+    nameservers,
 )

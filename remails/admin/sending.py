@@ -277,4 +277,4 @@ def message_retry(act: Act, organization: str, message_id: UUID) -> None:
     # No note on the bus: a sending host looks for what is due every second anyway.
     if not queue.retry(act.conn, found.organization_id, found.id):
         raise Refused(554, "5.3.0", "Nothing to retry: all delivered, or the content is gone.", status=409)
-    act.log(found.organization_id, "retried", "message", found.id)
+    act.log(found.organization_id, "retried", "email", found.id)

@@ -5,20 +5,17 @@ Any organization may add a name; it sends from it once the ownership token and t
 what lies below them. Private keys leave here sealed; `signing_keys` hands them to who holds the vault.
 """
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from remails import db, vault
 from remails.errors import Refused
-from remails.mail import address
+from remails.mail import address, dkim
 from remails.store import constraints, ids
 from remails.store.ids import DkimKeyId, DomainId, OrganizationId, PoolId, ProjectId
 
@@ -61,16 +58,6 @@ class Domain:
     updated_at: datetime
     project_ids: list[ProjectId]
     dkim_keys: list[DkimKey]
-
-
-@dataclass(frozen=True, slots=True)
-class SendingDomain:
-    """The domain a project sends from."""
-
-    id: DomainId
-    name: str
-    verified_at: datetime | None
-    pool_id: PoolId | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,28 +104,17 @@ def create(
     return made
 
 
-def _new_key(algorithm: Algorithm) -> tuple[bytes, str]:
-    """A private key as PKCS#8 DER, and the TXT record of its public half."""
-    key = ed25519.Ed25519PrivateKey.generate() if algorithm == "ed25519" else rsa.generate_private_key(65537, 2048)
-    private = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    if isinstance(key, ed25519.Ed25519PrivateKey):
-        # RFC 8463 section 4: the bare 32 bytes.
-        return private, f"v=DKIM1; k=ed25519; p={base64.b64encode(key.public_key().public_bytes_raw()).decode()}"
-    public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return private, f"v=DKIM1; k=rsa; p={base64.b64encode(public).decode()}"
-
-
 def add_key(
     conn: db.Connection, sealer: vault.Vault, domain_id: DomainId, selector: str, algorithm: Algorithm = "rsa_sha256"
 ) -> DkimKeyId:
     """Make a DKIM key, active at once. Raises Refused (409) when the selector is taken."""
     key_id = DkimKeyId(ids.new())
-    private, record = _new_key(algorithm)
+    private = dkim.generate(dkim.Algorithm(algorithm))
     with constraints.explained(conn, _REFUSALS):
         conn.execute(
             """INSERT INTO dkim_keys (id, domain_id, selector, algorithm, private_key, record)
                VALUES (%s, %s, %s, %s, %s, %s)""",
-            [key_id, domain_id, selector, algorithm, sealer.seal(private, f"dkim:{key_id}"), record],
+            [key_id, domain_id, selector, algorithm, sealer.seal(private, f"dkim:{key_id}"), dkim.record(private)],
         )
     return key_id
 
@@ -260,21 +236,6 @@ def remove(conn: db.Connection, organization_id: OrganizationId, domain_id: Doma
     """Delete the domain with its keys; false when the organization has no such domain."""
     done = conn.execute("DELETE FROM domains WHERE organization_id = %s AND id = %s", [organization_id, domain_id])
     return done.rowcount == 1
-
-
-def find_for_sending(conn: db.Connection, project_id: ProjectId, candidates: Sequence[str]) -> SendingDomain | None:
-    """Which of the names (a domain and its parents) the project sends from: the longest, verified ones first.
-
-    A sub-domain that was added but not proved does not take its proved parent's place.
-    """
-    with conn.cursor(row_factory=class_row(SendingDomain)) as cur:
-        return cur.execute(
-            """SELECT d.id, d.name, d.verified_at, d.pool_id
-               FROM domains d JOIN domains_projects a ON a.domain_id = d.id
-               WHERE a.project_id = %s AND d.name = ANY(%s)
-               ORDER BY d.verified_at IS NULL, length(d.name) DESC LIMIT 1""",
-            [project_id, list(candidates)],
-        ).fetchone()
 
 
 def signing_keys(conn: db.Connection, domain_ids: Sequence[DomainId]) -> list[SigningKey]:

@@ -13,7 +13,7 @@ from remails.db import Connection
 from remails.errors import ConfigError, Refused
 from remails.store import domains, organizations, projects
 from remails.store.domains import Domain
-from remails.store.ids import DomainId, OrganizationId, ProjectId
+from remails.store.ids import OrganizationId, ProjectId
 from remails.vault import Vault
 
 
@@ -192,29 +192,6 @@ def test_due_for_check(conn: Connection, vault: Vault, acme: OrganizationId) -> 
     assert [one.id for one in due] == [never.id, old.id]
     assert due[0].dkim_keys == never.dkim_keys
     assert [one.id for one in domains.due_for_check(conn, timedelta(days=1), 1)] == [never.id]
-
-
-# Sending
-
-
-def test_find_for_sending(conn: Connection, vault: Vault, acme: OrganizationId, shop: ProjectId) -> None:
-    parent = _add(conn, vault, acme, "example.com", shop)
-    child = _add(conn, vault, acme, "mail.example.com", shop)
-    blog = projects.create(conn, acme, "Blog").id
-    candidates = ["a.mail.example.com", "mail.example.com", "example.com"]
-
-    def found(project_id: ProjectId) -> DomainId | None:
-        sending = domains.find_for_sending(conn, project_id, candidates)
-        return sending and sending.id
-
-    assert found(shop) == child.id
-    assert found(blog) is None
-    domains.save_verification(conn, parent.id, {}, verified=True)
-    assert found(shop) == parent.id, "an unproved sub-domain does not take its proved parent's place"
-    domains.save_verification(conn, child.id, {}, verified=True)
-    assert found(shop) == child.id
-    assert domains.find_for_sending(conn, shop, ["evilexample.com", "com"]) is None
-    assert domains.find_for_sending(conn, shop, []) is None
 
 
 def test_all_names_with_records(conn: Connection, vault: Vault, acme: OrganizationId) -> None:
