@@ -1,0 +1,38 @@
+# Remails for developers. `make` alone lists what there is; continuous integration calls the same names.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DELETE_ON_ERROR:
+.PHONY: help run demo test check format
+
+help: ## Say what there is (this)
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: .venv/dev ## Run every service on this machine and print the address to open
+	@$(BIN)/remails dev
+
+demo: .venv/dev ## Show a small world of relays, senders and receivers at work
+	@$(BIN)/remails demo
+
+test: .venv/test ## Run the tests; ARGS="-k word" goes to pytest
+	@tests/prepare
+	$(BIN)/pytest -rs $(ARGS)
+
+check: .venv/test ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/test ## Put the code into the common format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A stamp says for which setup.cfg the virtual environment was made.
+.venv/dev .venv/test: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
+	$(BIN)/pip install --quiet --editable '.[$*]'
+	@touch $@
+
+.venv/bin/pip:
+	@PYTHON=$(PYTHON) .ci/venv
