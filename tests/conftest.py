@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import seed
 import zmq
 
 from remails.config import Database as DatabaseSettings
@@ -116,6 +117,12 @@ def vault(credentials: Path) -> Vault:
 def pepper(credentials: Path) -> Pepper:
     """What digests generated secrets."""
     return Pepper((credentials / "pepper").read_text())
+
+
+@pytest.fixture
+def tenant(db: Database, vault: Vault, pepper: Pepper) -> seed.Tenant:
+    """A sender with all it needs."""
+    return seed.tenant(db, vault, pepper)
 
 
 def _admin(dsn: str, statement: str) -> None:

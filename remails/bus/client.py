@@ -104,9 +104,13 @@ class Publisher:
         if self._socket is None or self._pid != os.getpid():
             # A context must not be carried across fork, so each process has its own.
             socket = zmq.Context().socket(zmq.PUB) if self._pid else zmq.Context.instance().socket(zmq.PUB)
-            secure(socket, self._settings, self._key)
-            for endpoint in self._settings.endpoints:
-                connect(socket, endpoint.publish, "publish")
+            try:
+                secure(socket, self._settings, self._key)
+                for endpoint in self._settings.endpoints:
+                    connect(socket, endpoint.publish, "publish")
+            except ConfigError:
+                socket.close(0)
+                raise
             self._socket, self._pid, self._id = socket, os.getpid(), os.urandom(8)
             self._numbers.clear()
         return self._socket
@@ -117,12 +121,16 @@ class Subscriber:
 
     def __init__(self, settings: Bus, client_key: str, topics: Iterable[str] = ()) -> None:
         self._socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.SUB)
-        secure(self._socket, settings, client_key)
         self._last: OrderedDict[tuple[bytes, str], int] = OrderedDict()
-        for topic in topics:
-            self.subscribe(topic)
-        for endpoint in settings.endpoints:
-            connect(self._socket, endpoint.subscribe, "subscribe")
+        try:
+            secure(self._socket, settings, client_key)
+            for topic in topics:
+                self.subscribe(topic)
+            for endpoint in settings.endpoints:
+                connect(self._socket, endpoint.subscribe, "subscribe")
+        except ConfigError:
+            self._socket.close(0)
+            raise
 
     def subscribe(self, topic: str) -> None:
         """Hear this topic from now on."""

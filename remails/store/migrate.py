@@ -60,8 +60,7 @@ def apply(settings: Database, password: str | None) -> list[str]:
         ConfigError: the database cannot be reached or refuses; the text says why.
     """
     try:
-        backend = _Backend(db.conninfo(settings, password, "migrate"))
-        with backend.lock():
+        with _Backend(db.conninfo(settings, password, "migrate")) as backend, backend.lock():
             todo = backend.to_apply(_read())
             backend.apply_migrations(todo)
             return [migration.id for migration in todo]

@@ -1,0 +1,167 @@
+"""The way to the database: group commit, and outages that are always `Unavailable`."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from remails import db as db_module
+from remails.config import Database as DatabaseSettings
+from remails.db import Coalescer, Connection, Database
+from remails.dev.postgresql import Server
+from remails.errors import ConfigError, Unavailable
+
+
+def test_what_waits_during_a_batch_is_the_next_batch() -> None:
+    batches: list[list[int]] = []
+
+    async def fn(items: Sequence[int]) -> list[int]:
+        batches.append(list(items))
+        await asyncio.sleep(0)
+        return [item * 2 for item in items]
+
+    async def main() -> None:
+        coalescer = Coalescer(fn, most=4)
+        assert await asyncio.gather(*(coalescer(number) for number in range(10))) == [n * 2 for n in range(10)]
+
+    asyncio.run(main())
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+
+
+def test_a_batch_is_bounded_by_weight() -> None:
+    sizes: list[int] = []
+
+    async def fn(items: Sequence[int]) -> list[int]:
+        sizes.append(len(items))
+        return list(items)
+
+    async def main() -> None:
+        coalescer = Coalescer(fn, weight=lambda item: item, most_weight=100)
+        await asyncio.gather(*(coalescer(60) for _ in range(5)))
+
+    asyncio.run(main())
+    assert sizes == [2, 2, 1]
+
+
+def test_one_bad_item_does_not_take_its_neighbours_with_it() -> None:
+    async def fn(items: Sequence[int]) -> list[int]:
+        if 3 in items:
+            raise ValueError("three")
+        return list(items)
+
+    async def main() -> list[object]:
+        coalescer = Coalescer(fn)
+        return await asyncio.gather(*(coalescer(number) for number in range(5)), return_exceptions=True)
+
+    results = asyncio.run(main())
+    assert [r for r in results if not isinstance(r, Exception)] == [0, 1, 2, 4]
+    assert isinstance(results[3], ValueError)
+
+
+def test_an_outage_is_told_to_all_who_wait_and_not_tried_one_by_one() -> None:
+    calls = 0
+
+    async def fn(items: Sequence[int]) -> list[int]:
+        nonlocal calls
+        calls += 1
+        raise Unavailable("down")
+
+    async def main() -> list[object]:
+        coalescer = Coalescer(fn)
+        return await asyncio.gather(*(coalescer(number) for number in range(5)), return_exceptions=True)
+
+    assert all(isinstance(r, Unavailable) for r in asyncio.run(main()))
+    assert calls == 1
+
+
+def test_a_cancelled_waiter_does_not_disturb_the_batch() -> None:
+    async def fn(items: Sequence[int]) -> list[int]:
+        await asyncio.sleep(0.05)
+        return list(items)
+
+    async def main() -> int:
+        coalescer = Coalescer(fn)
+        gone = asyncio.create_task(coalescer(1))
+        stays = asyncio.create_task(coalescer(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        return await stays
+
+    assert asyncio.run(main()) == 2
+
+
+def test_a_commit_is_synchronous_whatever_the_servers_default(db: Database) -> None:
+    def settings(conn: Connection) -> list[str]:
+        names = ("synchronous_commit", "statement_timeout", "application_name", "timezone")
+        return [str((conn.execute("SELECT current_setting(%s)", [n]).fetchone() or [""])[0]) for n in names]
+
+    assert db.run(settings) == ["on", "30s", "remails-test", "UTC"]
+
+
+def test_an_error_rolls_back(db: Database) -> None:
+    with pytest.raises(ZeroDivisionError), db.transaction() as conn:
+        conn.execute("INSERT INTO pools (id, name) VALUES (gen_random_uuid(), 'x')")
+        _ = 1 / 0
+    assert db.run(lambda conn: conn.execute("SELECT count(*) FROM pools").fetchone()) == (0,)
+
+
+def test_a_server_that_is_killed_is_unavailable_and_comes_back(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data", durable=False)
+    server.start()
+    settings = DatabaseSettings(dsn=f"{server.dsn} dbname=postgres", wait_timeout=0.5, connect_timeout=1)
+    database = Database(settings, None, "test")
+    database.open(wait=True)
+    assert database.run(_one) == 1
+    server.kill()
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            database.run(_one)
+    server.start()
+
+    async def back() -> int:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    return await database.call(_one)
+                except Unavailable:
+                    await asyncio.sleep(0.1)
+
+    assert asyncio.run(back()) == 1
+    database.close()
+    server.stop()
+
+
+def test_a_read_only_server_is_an_outage(db: Database) -> None:
+    def write(conn: Connection) -> None:
+        conn.execute("SET TRANSACTION READ ONLY")
+        conn.execute("DELETE FROM pools")
+
+    with pytest.raises(Unavailable):
+        db.run(write)
+
+
+def _one(conn: Connection) -> int:
+    row = conn.execute("SELECT 1").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.parametrize(
+    ("dsn", "words"), [("host=/nowhere dbname=x", "cannot connect"), ("nonsense", "database.dsn: missing")]
+)
+def test_a_database_that_cannot_be_reached_at_start_is_one_sentence(dsn: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        Database(DatabaseSettings(dsn=dsn), None, "test").open(wait=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_hosts_mean_the_one_that_can_be_written_to() -> None:
+    settings = DatabaseSettings(dsn="host=a,b dbname=remails")
+    assert "target_session_attrs=read-write" in db_module.conninfo(settings, None, "test")
+    assert "target_session_attrs" not in db_module.conninfo(DatabaseSettings(dsn="host=a"), None, "test")
+
+
+def test_the_password_stands_in_no_setting_of_ours(database: DatabaseSettings) -> None:
+    assert "password=" not in db_module.conninfo(database, None, "test")
+    assert "password='p q'" in db_module.conninfo(database, "p q", "test")
