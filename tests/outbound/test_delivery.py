@@ -1,0 +1,378 @@
+"""Delivery to real mail servers: what arrives, from where, and what is remembered of it."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from remails.dev.dns import Code
+from remails.dev.smtp import Action, Script
+from remails.store import messages, suppressions
+
+if TYPE_CHECKING:
+    from outbound.conftest import Bench
+
+
+def run(coroutine: object) -> None:
+    asyncio.run(coroutine)  # type: ignore[arg-type]
+
+
+def test_a_mail_arrives_signed_from_the_chosen_address_and_is_recorded(bench: "Bench") -> None:
+    async def main() -> None:
+        async with bench.dns(), bench.serve() as mx, bench.work():
+            raw = b"From: sender@acme.example\r\nTo: a@example.net\r\nSubject: Code\r\n\r\n.dot\r\n..\r\n\r\nend\r\n"
+            message_id = await bench.submit("a@example.net", raw=raw)
+            (record,) = await mx.wait(1)
+            assert record.peer_ip == "127.0.0.11"
+            assert record.helo == "out-127-0-0-11.relay.example"
+            assert record.tls is not None
+            assert record.tls.version == "TLSv1.3"
+            assert (record.mail_from, record.rcpt_tos) == ("sender@acme.example", ["a@example.net"])
+            assert [(s.domain, s.selector, s.ok) for s in record.dkim] == [("acme.example", "remails", True)]
+            received = mx.raw(record.id)
+            ours, _, theirs = received.partition(b"From: ")
+            assert b"From: " + theirs == raw  # not a byte of it is changed
+            assert ours.startswith(b"DKIM-Signature:")
+            assert b"\r\nReceived: " in ours
+
+            row = (await bench.deliveries(message_id))["a@example.net"]
+            assert (row.status, row.attempts, row.source) == ("delivered", 1, "127.0.0.11")
+            assert (row.last_code, row.last_enhanced, row.mx_host, row.mx_ip) == (
+                250,
+                "2.0.0",
+                "mx.example.net",
+                "127.0.0.21",
+            )
+            assert row.last_reply is not None
+            assert record.id in row.last_reply
+            assert row.tls is not None
+            assert row.tls.startswith("TLSv1.3 ")
+            (entry,) = await bench.timeline(message_id)
+            assert (entry.kind, entry.code, entry.source) == ("delivered", 250, "127.0.0.11")
+            message = await bench.db.call(messages.get, bench.tenant.organization_id, message_id)
+            assert message is not None
+            assert message.status == "delivered"
+
+    run(main())
+
+
+def test_recipients_of_one_domain_share_a_transaction(bench: "Bench") -> None:
+    async def main() -> None:
+        async with bench.dns(), bench.serve() as mx, bench.work():
+            bench.zone["example.org", "MX"] = ["10 mx.example.net."]
+            await bench.submit("a@example.net", "b@example.net", "c@example.org")
+            records = await mx.wait(2)
+            assert sorted(record.rcpt_tos for record in records) == [
+                ["a@example.net", "b@example.net"],
+                ["c@example.org"],
+            ]
+
+    run(main())
+
+
+def test_each_recipient_has_its_own_result(bench: "Bench") -> None:
+    """Case O13: one accepted, one refused, one deferred."""
+
+    async def main() -> None:
+        async with bench.dns(), bench.serve() as mx, bench.work():
+            message_id = await bench.submit("good@example.net", "bounce@example.net", "defer@example.net")
+            rows = await bench.deliveries(message_id)
+            assert {recipient: row.status for recipient, row in rows.items()} == {
+                "good@example.net": "delivered",
+                "bounce@example.net": "failed",
+                "defer@example.net": "reattempt",
+            }
+            assert (rows["bounce@example.net"].last_code, rows["bounce@example.net"].last_enhanced) == (550, "5.1.1")
+            assert rows["bounce@example.net"].last_reply == "No such user here"
+            assert rows["defer@example.net"].next_attempt_at is not None
+            assert [record.rcpt_tos for record in mx.records] == [["good@example.net"]]
+
+    run(main())
+
+
+def test_an_address_that_keeps_failing_is_suppressed_and_a_policy_is_not_blamed_on_it(bench: "Bench") -> None:
+    async def main() -> None:
+        organization = bench.tenant.organization_id
+        async with bench.dns(), bench.serve(), bench.work():
+            for _ in range(5):
+                message_id = await bench.submit("Bounce@example.net", "reject-data@example.net")
+                await bench.deliveries(message_id)
+            pairs = [(organization, "bounce@example.net"), (organization, "reject-data@example.net")]
+            assert await bench.db.call(suppressions.active_among, pairs) == {(organization, "bounce@example.net")}
+            message_id = await bench.submit("bounce@example.net")
+            rows = await bench.deliveries(message_id, lambda row: row.finished_at is not None)
+            assert rows["bounce@example.net"].status == "suppressed"
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("zone", "status", "code", "enhanced"),
+    [
+        ({("example.net", "MX"): ["0 ."]}, "failed", 556, "5.1.10"),  # case O01, RFC 7505
+        ({("example.net", "MX"): Code.SERVFAIL, ("example.net", "A"): ["127.0.0.21"]}, "reattempt", 451, "4.4.3"),  # O03
+        ({("example.net", "MX"): Code.TIMEOUT}, "reattempt", 451, "4.4.3"),
+        ({("example.net", "MX"): Code.NXDOMAIN}, "failed", 550, "5.1.2"),
+        ({("example.net", "MX"): [], ("example.net", "TXT"): ["x"]}, "failed", 550, "5.4.4"),
+        ({("example.net", "MX"): [], ("example.net", "A"): ["127.0.0.21"]}, "delivered", 250, "2.0.0"),  # case O02
+        ({("example.net", "MX"): ["0 .", "10 mx.example.net."]}, "delivered", 250, "2.0.0"),
+        ({("mx.example.net", "A"): [], ("mx.example.net", "CNAME"): ["real.example.org."], ("real.example.org", "A"): ["127.0.0.21"]}, "delivered", 250, "2.0.0"),  # case O05
+        ({("mx.example.net", "A"): Code.SERVFAIL}, "reattempt", 451, "4.4.3"),
+    ],
+)  # fmt: skip
+def test_routes(
+    bench: "Bench", zone: dict[tuple[str, str], list[str] | Code], status: str, code: int, enhanced: str
+) -> None:
+    async def main() -> None:
+        async with bench.dns(), bench.serve(), bench.work():
+            for key, answer in zone.items():
+                bench.zone[key] = answer
+            message_id = await bench.submit("a@example.net")
+            row = (await bench.deliveries(message_id))["a@example.net"]
+            assert (row.status, row.last_code, row.last_enhanced) == (status, code, enhanced)
+
+    run(main())
+
+
+def test_a_private_address_is_no_destination_unless_allowed(bench: "Bench") -> None:
+    async def main() -> None:
+        bench.options["allow_private_destinations"] = False
+        async with bench.dns(), bench.serve() as mx, bench.work():
+            message_id = await bench.submit("a@example.net")
+            row = (await bench.deliveries(message_id))["a@example.net"]
+            assert (row.status, row.last_enhanced, mx.records) == ("failed", "5.4.4", [])
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        Script(banner="554 5.7.1 blocked"),
+        Script(banner="421 4.7.0 try later"),
+        Script(banner=Action.CLOSE),
+        Script(ehlo="421 4.3.2 shutting down"),
+        Script(mail=Action.CLOSE),
+        Script(rcpt="421 4.3.2 closing"),
+        None,
+    ],
+)
+def test_another_mx_is_tried_when_the_first_has_a_problem(bench: "Bench", script: Script | None) -> None:
+    """RFC 5321 §5.1, case O10: a server that is away or turns us away (None: nothing listens there)."""
+
+    async def main() -> None:
+        async with bench.dns():
+            bench.zone["example.net", "MX"] = ["10 mx.example.net.", "20 backup.example.net."]
+            bench.zone["backup.example.net", "A"] = ["127.0.0.22"]
+            async with bench.serve("127.0.0.22") as backup, bench.work():
+                if script is None:
+                    message_id = await bench.submit("a@example.net")
+                    rows = await bench.deliveries(message_id)
+                else:
+                    async with bench.serve(script=script):
+                        message_id = await bench.submit("a@example.net")
+                        rows = await bench.deliveries(message_id)
+                assert (rows["a@example.net"].status, rows["a@example.net"].mx_ip) == ("delivered", "127.0.0.22")
+                assert len(backup.records) == 1
+
+    run(main())
+
+
+def test_equal_preferences_share_the_load(bench: "Bench") -> None:
+    async def main() -> None:
+        async with bench.dns(), bench.serve() as one, bench.serve("127.0.0.22") as two, bench.work():
+            bench.zone["example.net", "MX"] = ["10 mx.example.net.", "10 other.example.net."]
+            bench.zone["other.example.net", "A"] = ["127.0.0.22"]
+            for number in range(40):
+                await bench.submit(f"r{number}@example.net")
+            async with asyncio.timeout(30):
+                while len(one.records) + len(two.records) < 40:
+                    await asyncio.sleep(0.05)
+            assert min(len(one.records), len(two.records)) >= 8
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "code", "kind"),
+    [
+        (Script(banner="554 5.7.1 blocked"), "reattempt", 554, "deferred"),  # case O11
+        (Script(mail="550 5.7.1 we do not like you"), "failed", 550, "failed"),
+        (Script(mail="451 4.7.1 later"), "reattempt", 451, "deferred"),
+        (Script(data="451 4.3.0 no space"), "reattempt", 451, "deferred"),
+        (Script(data="554 5.5.1 no"), "failed", 554, "failed"),
+        (Script(dot="451 4.3.0 no"), "reattempt", 451, "deferred"),
+        (Script(dot="554 5.7.1 spam"), "failed", 554, "failed"),
+        (Script(dot=Action.CLOSE), "reattempt", None, "ambiguous"),  # case O23, RFC 1047
+        (Script(rcpt=Action.CLOSE), "reattempt", None, "deferred"),
+        (Script(without=frozenset({"ESMTP"})), "delivered", 250, "delivered"),  # HELO
+        (Script(without=frozenset({"STARTTLS"})), "delivered", 250, "delivered"),
+        (Script(starttls="454 4.7.0 no TLS now"), "delivered", 250, "delivered"),  # case O17
+        (Script(starttls="220 go ahead, and then nothing"), "delivered", 250, "delivered"),
+    ],
+)
+def test_what_a_server_says_is_what_is_recorded(
+    bench: "Bench", script: Script, status: str, code: int | None, kind: str
+) -> None:
+    async def main() -> None:
+        async with bench.dns(), bench.serve(script=script), bench.work():
+            message_id = await bench.submit("a@example.net")
+            row = (await bench.deliveries(message_id))["a@example.net"]
+            assert (row.status, row.last_code) == (status, code)
+            assert [entry.kind for entry in await bench.timeline(message_id)] == [kind]
+
+    run(main())
+
+
+def test_a_project_that_requires_tls_gets_no_plain_text(bench: "Bench") -> None:
+    async def main() -> None:
+        bench.db.run(lambda conn: conn.execute("UPDATE projects SET plaintext_fallback = false"))
+        async with bench.dns(), bench.serve(script=Script(without=frozenset({"STARTTLS"}))) as mx, bench.work():
+            message_id = await bench.submit("a@example.net")
+            row = (await bench.deliveries(message_id))["a@example.net"]
+            assert (row.status, row.last_enhanced, mx.records) == ("reattempt", "4.7.4", [])
+
+    run(main())
+
+
+def test_greylisting_passes_at_the_second_try_from_the_same_address(bench: "Bench") -> None:
+    """Case O16."""
+
+    async def main() -> None:
+        bench.options["first_retry"] = 1.2
+        async with bench.dns(), bench.serve(greylist_period=1.0) as mx, bench.work():
+            message_id = await bench.submit("greylist@example.net")
+            rows = await bench.deliveries(message_id, lambda row: row.status == "delivered")
+            assert rows["greylist@example.net"].attempts == 2
+            (record,) = await mx.wait(1)
+            assert record.peer_ip == "127.0.0.11"
+            assert [entry.kind for entry in await bench.timeline(message_id)] == ["deferred", "delivered"]
+
+    run(main())
+
+
+def test_a_code_is_not_tried_after_its_time(bench: "Bench") -> None:
+    async def main() -> None:
+        bench.options["first_retry"] = 0.3
+        async with bench.dns(), bench.serve() as mx, bench.work():
+            message_id = await bench.submit("defer@example.net", expires_in=1.0)
+            row = (await bench.deliveries(message_id, lambda row: row.finished_at is not None))["defer@example.net"]
+            assert row.status == "failed"
+            assert (await bench.timeline(message_id))[-1].kind == "expired"
+            late = await bench.submit("a@example.net", expires_in=0.000001)
+            row = (await bench.deliveries(late, lambda row: row.finished_at is not None))["a@example.net"]
+            assert (row.status, row.attempts, mx.records) == ("failed", 0, [])
+
+    run(main())
+
+
+def test_a_source_that_is_not_on_this_host_is_no_attempt(bench: "Bench") -> None:
+    """Case O09."""
+
+    async def main() -> None:
+        bench.db.run(lambda conn: conn.execute("UPDATE addresses SET bind_ip = '203.0.113.9'"))
+        async with bench.dns(), bench.serve() as mx, bench.work():
+            message_id = await bench.submit("a@example.net")
+            async with asyncio.timeout(10):
+                while not any(row.claim_epoch > 1 for row in await bench.db.call(_epochs)):
+                    await asyncio.sleep(0.05)
+            rows = await bench.db.call(messages.deliveries, bench.tenant.organization_id, [message_id])
+            assert [(row.status, row.attempts) for row in rows] == [("accepted", 0)]
+            assert mx.records == []
+            bench.db.run(lambda conn: conn.execute("UPDATE addresses SET bind_ip = NULL"))
+            assert (await bench.deliveries(message_id))["a@example.net"].status == "delivered"
+
+    run(main())
+
+
+def _epochs(conn: object) -> list[messages.Delivery]:
+    from psycopg.rows import namedtuple_row
+
+    with conn.cursor(row_factory=namedtuple_row) as cursor:  # type: ignore[attr-defined]
+        return cursor.execute("SELECT claim_epoch FROM deliveries").fetchall()  # type: ignore[no-any-return]
+
+
+def test_a_message_whose_content_is_gone_fails_in_words(bench: "Bench") -> None:
+    async def main() -> None:
+        async with bench.dns(), bench.serve():
+            message_id = await bench.submit("a@example.net")
+            bench.db.run(lambda conn: conn.execute("DELETE FROM message_bodies"))
+            async with bench.work():
+                row = (await bench.deliveries(message_id))["a@example.net"]
+                assert (row.status, row.last_reply) == ("failed", "the message's content is no longer kept")
+
+    run(main())
+
+
+def test_a_dialogue_under_way_is_finished_when_told_to_stop(bench: "Bench") -> None:
+    async def main() -> None:
+        async with bench.dns(), bench.serve(slow_reply=1.0) as mx:
+            async with bench.work():
+                slow = await bench.submit("slow@example.net")
+                async with asyncio.timeout(10):
+                    while not any(
+                        row.is_claimed
+                        for row in await bench.db.call(messages.deliveries, bench.tenant.organization_id, [slow])
+                    ):
+                        await asyncio.sleep(0.02)
+            rows = await bench.db.call(messages.deliveries, bench.tenant.organization_id, [slow])
+            assert [row.status for row in rows] == ["delivered"]
+            assert len(mx.records) == 1
+            waiting = await bench.submit("a@example.net")
+            rows = await bench.db.call(messages.deliveries, bench.tenant.organization_id, [waiting])
+            assert not rows[0].is_claimed  # nothing is taken any more
+
+    run(main())
+
+
+def test_a_lease_is_renewed_while_a_slow_server_thinks(bench: "Bench") -> None:
+    async def main() -> None:
+        bench.options["lease"] = 0.6
+        async with bench.dns(), bench.serve(slow_reply=2.0) as mx, bench.work():
+            message_id = await bench.submit("slow@example.net")
+            rows = await bench.deliveries(message_id)
+            assert rows["slow@example.net"].status == "delivered"
+            assert len(mx.records) == 1
+            assert [entry.kind for entry in await bench.timeline(message_id)] == ["delivered"]
+
+    run(main())
+
+
+def test_eight_bit_content_asks_for_8bitmime_and_is_not_sent_raw_without(bench: "Bench") -> None:
+    """Case O27, RFC 6152 §3."""
+    raw = "From: sender@acme.example\r\nSubject: x\r\n\r\nGrüße\r\n".encode()
+
+    async def main() -> None:
+        async with bench.dns(), bench.work():
+            async with bench.serve() as mx:
+                await bench.submit("a@example.net", raw=raw)
+                (record,) = await mx.wait(1)
+                assert "BODY=8BITMIME" in record.options
+                assert mx.raw(record.id).endswith("Grüße\r\n".encode())
+            async with bench.serve(script=Script(without=frozenset({"8BITMIME"}))) as old:
+                message_id = await bench.submit("b@example.net", raw=raw)
+                row = (await bench.deliveries(message_id))["b@example.net"]
+                assert (row.status, row.last_enhanced) == ("failed", "5.6.3")
+                assert len(old.records) == 1  # the one before
+
+    run(main())
+
+
+def test_an_address_in_utf8_needs_smtputf8(bench: "Bench") -> None:
+    """Case O28, RFC 6531 §3.4; an IDN domain alone does not."""
+
+    async def main() -> None:
+        bench.zone["xn--bcher-kva.example", "MX"] = ["10 mx.example.net."]
+        async with bench.dns(), bench.work():
+            async with bench.serve() as mx:
+                await bench.submit("bü@example.net", "b@bücher.example")
+                records = await mx.wait(2)
+                options = {record.rcpt_tos[0]: record.options for record in records}
+                assert "SMTPUTF8" in options["bü@example.net"]
+                assert "b@xn--bcher-kva.example" in options
+            async with bench.serve(script=Script(without=frozenset({"SMTPUTF8"}))):
+                message_id = await bench.submit("bü@example.net")
+                row = (await bench.deliveries(message_id))["bü@example.net"]
+                assert (row.status, row.last_enhanced) == ("failed", "5.6.7")
+
+    run(main())
