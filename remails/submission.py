@@ -76,8 +76,7 @@ def check_sender(conn: Connection, sender: Sender, domain: str) -> None:
     Raises:
         Refused: the organization may not send, or `domain` is not the project's, or not verified.
     """
-    project = senders.projects(conn, [(sender.project_id, sender.organization_id)]).get(sender.project_id)
-    _allowed(project)
+    _allowed(senders.projects(conn, [_key(sender)]).get(_key(sender)))
     _own_domain(senders.domains(conn, [(sender.project_id, domain, address.parents(domain))]), sender, domain)
 
 
@@ -153,9 +152,13 @@ def _allowed(project: senders.Project | None) -> senders.Project:
 
 
 def _check_projects(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_Mail | Refused]:
-    wanted = {(mail.given.sender.project_id, mail.given.sender.organization_id) for mail in _mails(outcomes)}
+    wanted = {_key(mail.given.sender) for mail in _mails(outcomes)}
     known = senders.projects(conn, wanted) if wanted else {}
-    return _each(outcomes, lambda mail: replace(mail, project=_allowed(known.get(mail.given.sender.project_id))))
+    return _each(outcomes, lambda mail: replace(mail, project=_allowed(known.get(_key(mail.given.sender)))))
+
+
+def _key(sender: Sender) -> tuple[ProjectId, OrganizationId]:
+    return sender.project_id, sender.organization_id
 
 
 def _own_domain(

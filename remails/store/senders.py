@@ -35,7 +35,9 @@ class Domain:
     pool_id: PoolId | None
 
 
-def projects(conn: Connection, wanted: Collection[tuple[ProjectId, OrganizationId]]) -> dict[ProjectId, Project]:
+def projects(
+    conn: Connection, wanted: Collection[tuple[ProjectId, OrganizationId]]
+) -> dict[tuple[ProjectId, OrganizationId], Project]:
     """The projects among `wanted` that exist and belong to the organization named with them."""
     with conn.cursor(row_factory=class_row(Project)) as cursor:
         rows = cursor.execute(
@@ -48,7 +50,7 @@ def projects(conn: Connection, wanted: Collection[tuple[ProjectId, OrganizationI
             """,
             [[project for project, _ in wanted], [organization for _, organization in wanted]],
         )
-        return {row.project_id: row for row in rows}
+        return {(row.project_id, row.organization_id): row for row in rows}
 
 
 def domains(

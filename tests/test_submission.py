@@ -1,0 +1,256 @@
+"""The one door for mail: what passes is stored and said, what does not leaves nothing behind."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import seed
+from seed import Tenant
+
+from remails import submission
+from remails.bus import events
+from remails.bus.client import Publisher
+from remails.config import Bus, Mail
+from remails.db import Connection, Database
+from remails.errors import Refused
+from remails.mail import address
+from remails.store import addresses, domains, messages, organizations, projects, suppressions, usage
+from remails.store.ids import OrganizationId, ProjectId, new
+from remails.submission import Accepted, Submission
+from remails.vault import Pepper, Vault
+
+MAIL = Mail(hostname="relay.example")
+
+
+class Listening(Publisher):
+    """A publisher that keeps what it would say."""
+
+    def __init__(self) -> None:
+        super().__init__(Bus(), "")
+        self.said: list[events.Event] = []
+
+    def publish(self, event: events.Event) -> None:
+        self.said.append(event)
+
+
+def submit(db: Database, *given: Submission, mail: Mail = MAIL) -> list[Accepted | Refused]:
+    return submission.submit(db, Listening(), mail, given)
+
+
+def refused(outcome: Accepted | Refused) -> tuple[int, str, int]:
+    assert isinstance(outcome, Refused)
+    return outcome.code, outcome.enhanced, outcome.status
+
+
+def count(db: Database) -> tuple[int, ...]:
+    """Rows in everything a submission could leave behind."""
+
+    def counts(conn: Connection) -> tuple[int, ...]:
+        row = conn.execute(
+            """SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM message_bodies),
+                (SELECT count(*) FROM deliveries), (SELECT count(*) FROM usage_log)"""
+        ).fetchone()
+        assert row is not None
+        return tuple(row)
+
+    return db.run(counts)
+
+
+def test_what_is_accepted_is_stored_and_said_after_the_commit(db: Database, tenant: Tenant) -> None:
+    publisher = Listening()
+    given = tenant.submission("a@example.net", "b@example.org")
+    (outcome,) = submission.submit(db, publisher, MAIL, [given])
+    assert isinstance(outcome, Accepted)
+    assert outcome.id == given.id
+    assert outcome.message_id_header == f"<{given.id}@acme.example>"
+    assert publisher.said == [events.Ready("127.0.0.11", [given.id])]
+    stored = db.run(messages.get, tenant.organization_id, given.id)
+    assert stored is not None
+    assert (stored.status, stored.recipients) == ("accepted", ["a@example.net", "b@example.org"])
+    assert (stored.mail_from, stored.subject) == ("sender@acme.example", "Hello")
+    assert stored.expires_at - stored.created_at == timedelta(days=4)
+    assert count(db) == (1, 1, 2, 1)
+
+
+def test_a_recipient_named_twice_gets_one_copy(db: Database, tenant: Tenant) -> None:
+    given = tenant.submission("a@example.net", "a@example.net")
+    submit(db, given)
+    assert [d.recipient for d in db.run(messages.deliveries, tenant.organization_id, [given.id])] == ["a@example.net"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: replace(t.submission(), recipients=()), (554, "5.5.1", 422)),
+        (lambda t: t.submission(mail_from="x@other.example"), (550, "5.7.1", 422)),
+        (lambda t: t.submission(mail_from="x@evilacme.example"), (550, "5.7.1", 422)),  # the label boundary
+        (
+            lambda t: t.submission(raw=b"From: x@evilacme.example\r\nSubject: x\r\n\r\nx\r\n"),
+            (550, "5.7.1", 422),
+        ),
+        (
+            lambda t: t.submission(raw=b"From: x@acme.example, y@victim.example\r\nSubject: x\r\n\r\nx\r\n"),
+            (550, "5.7.1", 422),
+        ),
+        (lambda t: t.submission(raw=b"Subject: no From\r\n\r\nx\r\n"), (550, "5.6.0", 422)),
+        (lambda t: t.submission(raw=b"From: x@acme.example\r\n\r\nbare\nLF\r\n"), (550, "5.6.11", 422)),
+        (
+            lambda t: replace(t.submission(), sender=replace(t.sender, project_id=ProjectId(new()))),
+            (550, "5.7.1", 404),
+        ),
+        (
+            lambda t: replace(t.submission(), sender=replace(t.sender, organization_id=OrganizationId(new()))),
+            (550, "5.7.1", 404),
+        ),
+    ],
+)
+def test_what_is_refused_leaves_nothing_and_its_neighbours_alone(
+    db: Database, tenant: Tenant, change: Callable[[Tenant], Submission], expected: tuple[int, str, int]
+) -> None:
+    first, second, third = submit(db, tenant.submission(), change(tenant), tenant.submission())
+    assert refused(second) == expected
+    assert isinstance(first, Accepted)
+    assert isinstance(third, Accepted)
+    assert count(db)[:3] == (2, 2, 2)
+
+
+def test_limits(db: Database, tenant: Tenant) -> None:
+    small = Mail(hostname="relay.example", max_size=50, max_recipients=2)
+    many = tenant.submission(*(f"r{number}@example.net" for number in range(3)))
+    large, crowded = submit(db, tenant.submission(), many, mail=small)
+    assert refused(large) == (552, "5.3.4", 413)
+    assert refused(crowded) == (552, "5.5.3", 422)
+    assert count(db) == (0, 0, 0, 0)
+
+
+def test_a_subdomain_may_be_used_and_the_closest_domain_signs(db: Database, tenant: Tenant, vault: Vault) -> None:
+    def add(conn: Connection) -> domains.Domain:
+        made = domains.create(
+            conn, vault, tenant.organization_id, "news.acme.example", selector="s", project_ids=[tenant.project_id]
+        )
+        domains.save_verification(conn, made.id, {}, verified=True)
+        return made
+
+    closest = db.run(add)
+    given = tenant.submission(mail_from="x@a.news.acme.example")
+    (outcome,) = submit(db, given)
+    assert isinstance(outcome, Accepted)
+    row = db.run(lambda conn: conn.execute("SELECT domain_id FROM messages").fetchone())
+    assert row == (closest.id,)
+
+
+def test_a_domain_has_to_be_verified_and_attached(db: Database, tenant: Tenant, vault: Vault) -> None:
+    db.run(lambda conn: conn.execute("UPDATE domains SET verified_at = NULL"))
+    (outcome,) = submit(db, tenant.submission())
+    assert isinstance(outcome, Refused)
+    assert "not verified yet" in outcome.text
+    with pytest.raises(Refused, match="not verified"):
+        db.run(submission.check_sender, tenant.sender, "acme.example")
+    db.run(lambda conn: conn.execute("UPDATE domains SET verified_at = now()"))
+    db.run(submission.check_sender, tenant.sender, "sub.acme.example")
+    db.run(lambda conn: conn.execute("DELETE FROM domains_projects"))
+    with pytest.raises(Refused, match="not set up for this project"):
+        db.run(submission.check_sender, tenant.sender, "acme.example")
+
+
+def test_another_tenants_domain_is_not_ones_own(db: Database, tenant: Tenant, vault: Vault, pepper: Pepper) -> None:
+    other = seed.tenant(db, vault, pepper, name="other")
+    (outcome,) = submit(db, other.submission(mail_from="x@acme.example"))
+    assert refused(outcome) == (550, "5.7.1", 422)
+
+
+@pytest.mark.parametrize(
+    ("block", "outcome"),
+    [
+        ("no_sending", "held"),
+        ("no_sending_or_receiving", None),
+        ("full_freeze", None),
+    ],
+)
+def test_blocked_organizations(
+    db: Database, tenant: Tenant, block: organizations.BlockStatus, outcome: str | None
+) -> None:
+    db.run(organizations.set_block_status, tenant.organization_id, block)
+    publisher = Listening()
+    given = tenant.submission()
+    (result,) = submission.submit(db, publisher, MAIL, [given])
+    assert publisher.said == []
+    if outcome is None:
+        assert refused(result) == (550, "5.7.1", 403)
+        with pytest.raises(Refused):
+            db.run(submission.check_sender, tenant.sender, "acme.example")
+    else:
+        stored = db.run(messages.get, tenant.organization_id, given.id)
+        assert stored is not None
+        assert stored.status == outcome
+
+
+def test_a_suppressed_recipient_is_kept_out_and_said_so(db: Database, tenant: Tenant) -> None:
+    db.run(suppressions.add, tenant.organization_id, "gone@example.net", "complaint")
+    given = tenant.submission("Gone@example.net", "b@example.net")
+    submit(db, given)
+    statuses = {d.recipient: d.status for d in db.run(messages.deliveries, tenant.organization_id, [given.id])}
+    assert statuses == {"Gone@example.net": "suppressed", "b@example.net": "accepted"}
+
+
+def test_the_quota_is_exact_under_concurrency(db: Database, vault: Vault, pepper: Pepper) -> None:
+    tenant = seed.tenant(db, vault, pepper, message_quota=10)
+    with ThreadPoolExecutor(4) as pool:
+        batches = list(pool.map(lambda _: submit(db, *(tenant.submission() for _ in range(3))), range(8)))
+    outcomes = [outcome for batch in batches for outcome in batch]
+    assert sum(isinstance(outcome, Accepted) for outcome in outcomes) == 10
+    assert {refused(outcome) for outcome in outcomes if isinstance(outcome, Refused)} == {(452, "4.7.1", 429)}
+    db.run(usage.fold)
+    (late,) = submit(db, tenant.submission())
+    assert refused(late) == (452, "4.7.1", 429)
+
+
+def test_a_project_and_an_organization_may_have_a_pool_of_their_own(db: Database, tenant: Tenant) -> None:
+    def dedicated(conn: Connection) -> None:
+        pool = addresses.create_pool(conn, "dedicated")
+        addresses.add(conn, "192.0.2.77", pool.id, "static", "vip.relay.example")
+        addresses.assign_pool(conn, pool.id, organization_id=tenant.organization_id)
+
+    db.run(dedicated)
+    given = tenant.submission()
+    publisher = Listening()
+    submission.submit(db, publisher, MAIL, [given])
+    assert publisher.said == [events.Ready("192.0.2.77", [given.id])]
+
+
+def test_without_an_address_mail_is_taken_all_the_same(db: Database, tenant: Tenant) -> None:
+    db.run(lambda conn: conn.execute("UPDATE addresses SET is_enabled = false"))
+    given = tenant.submission()
+    (outcome,) = submit(db, given)
+    assert isinstance(outcome, Accepted)
+    (row,) = db.run(messages.deliveries, tenant.organization_id, [given.id])
+    assert (row.status, row.source) == ("accepted", None)
+
+
+def test_one_project_reaches_one_domain_from_one_address(db: Database, vault: Vault, pepper: Pepper) -> None:
+    sources = tuple(f"127.0.0.{number}" for number in range(31, 39))
+    tenant = seed.tenant(db, vault, pepper, sources=sources)
+    given = [tenant.submission(*(f"{n}@d{d}.example.net" for d in range(20))) for n in range(3)]
+    submit(db, *given)
+    rows = db.run(messages.deliveries, tenant.organization_id, [g.id for g in given])
+    by_domain: dict[str, set[str | None]] = {}
+    for row in rows:
+        by_domain.setdefault(row.recipient.partition("@")[2], set()).add(row.source)
+    assert all(len(found) == 1 for found in by_domain.values())
+    assert len(set.union(*by_domain.values())) > 4
+
+
+def test_an_address_in_utf8_survives(db: Database, tenant: Tenant) -> None:
+    given = replace(tenant.submission(), recipients=(address.parse("bü@bücher.example"),))
+    submit(db, given)
+    (row,) = db.run(messages.deliveries, tenant.organization_id, [given.id])
+    assert row.recipient == "bü@xn--bcher-kva.example"
+
+
+def test_a_project_of_another_organization_is_none(db: Database, tenant: Tenant, vault: Vault, pepper: Pepper) -> None:
+    other = seed.tenant(db, vault, pepper, name="other")
+    given = replace(tenant.submission(), sender=replace(tenant.sender, project_id=other.project_id))
+    assert refused(submit(db, given)[0]) == (550, "5.7.1", 404)
+    assert db.run(projects.get, tenant.organization_id, other.project_id) is None
