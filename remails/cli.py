@@ -65,7 +65,7 @@ class _Service(click.Command):
     """A daemon; its long help is the docstring of its module."""
 
     def __init__(self, word: str) -> None:
-        super().__init__(word, callback=self._run, short_help=SERVICES[word])
+        super().__init__(word, callback=self._run, help=SERVICES[word])
 
     def _module(self) -> Any:
         return importlib.import_module(f"remails.{self.name}.service")
@@ -117,7 +117,7 @@ class _Commands(click.Group):
 @click.option("--config", "path", metavar="PATH", help=f"Settings, {config.DEFAULT_PATH} if not given.")
 @click.version_option(remails.__version__, prog_name="remails", message="%(prog)s %(version)s")
 @click.pass_context
-def commands(ctx: click.Context, path: str | None) -> None:
+def main(ctx: click.Context, path: str | None) -> None:
     """Transactional mail relay that sends from your own addresses.
 
     The settings are read from --config, or the file that $REMAILS_CONFIG names.
@@ -137,7 +137,7 @@ _port_base = click.option(
 )
 
 
-@commands.command
+@main.command
 @_directory
 @_port_base
 def dev(directory: Path, port_base: int | None) -> None:
@@ -145,14 +145,9 @@ def dev(directory: Path, port_base: int | None) -> None:
     importlib.import_module("remails.dev.supervisor").main(directory, port_base)
 
 
-@commands.command
+@main.command
 @_directory
 @_port_base
 def demo(directory: Path, port_base: int | None) -> None:
     """Show a small world of relays, senders and receivers at work."""
     importlib.import_module("remails.dev.demo").main(directory, port_base)
-
-
-def main() -> None:
-    """The program `remails`."""
-    commands()
