@@ -2,7 +2,8 @@
 
 Its DNS answers for every name, so that whatever is added in the pages can be verified and whoever is written to gets the mail:
 each domain in the database has the records it should publish, every domain's MX is the development mailbox, and our
-outbound addresses have their reverse names.
+outbound addresses have their reverse names. Other answers may be put into `zone.json` beside the settings, at any time:
+{"example.org MX": ["10 mx.example.org."], "mx.example.org A": ["127.0.0.5"]}.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ import contextlib
 import ipaddress
 import sys
 from pathlib import Path
+
+import msgspec
 
 from remails import config, service
 from remails.db import Database
@@ -25,11 +28,14 @@ MAILBOX = "mailbox.demo.example"
 class DemoZone:
     """A zone in which everything is as it should be."""
 
-    def __init__(self, settings: config.Settings, database: Database) -> None:
-        self._settings, self._database = settings, database
+    def __init__(self, settings: config.Settings, database: Database, extra: Path) -> None:
+        self._settings, self._database, self._extra = settings, database, extra
 
     def answer(self, name: str, rdtype: str) -> list[str] | Code:
         """See `dns.Zone`."""
+        given = self._given()
+        if f"{name} {rdtype}" in given:
+            return given[f"{name} {rdtype}"]
         try:
             match rdtype:
                 case "MX":
@@ -43,6 +49,12 @@ class DemoZone:
         except Unavailable:
             return Code.SERVFAIL
         return []
+
+    def _given(self) -> dict[str, list[str]]:
+        try:
+            return msgspec.json.decode(self._extra.read_bytes(), type=dict[str, list[str]])
+        except (OSError, msgspec.DecodeError):
+            return {}
 
     def _addresses(self, name: str) -> list[str]:
         sources = {row.ptr_name: row.ip for row in self._database.run(addresses.list_)}
@@ -80,7 +92,7 @@ def main(directory: Path, base: int) -> None:
         database.open()
         try:
             async with world.running(
-                DemoZone(settings, database),
+                DemoZone(settings, database, home.directory / "zone.json"),
                 dns_address=("127.0.0.1", home.ports.dns),
                 smtp_addresses=[("127.0.0.1", home.ports.mailbox)],
                 http_address=("127.0.0.1", home.ports.mailbox_page),

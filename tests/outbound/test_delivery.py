@@ -1,23 +1,20 @@
 """Delivery to real mail servers: what arrives, from where, and what is remembered of it."""
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
+from workbench import Bench
 
 from remails.dev.dns import Code
 from remails.dev.smtp import Action, Script
 from remails.store import messages, suppressions
-
-if TYPE_CHECKING:
-    from outbound.conftest import Bench
 
 
 def run(coroutine: object) -> None:
     asyncio.run(coroutine)  # type: ignore[arg-type]
 
 
-def test_a_mail_arrives_signed_from_the_chosen_address_and_is_recorded(bench: "Bench") -> None:
+def test_a_mail_arrives_signed_from_the_chosen_address_and_is_recorded(bench: Bench) -> None:
     async def main() -> None:
         async with bench.dns(), bench.serve() as mx, bench.work():
             raw = b"From: sender@acme.example\r\nTo: a@example.net\r\nSubject: Code\r\n\r\n.dot\r\n..\r\n\r\nend\r\n"
@@ -56,7 +53,7 @@ def test_a_mail_arrives_signed_from_the_chosen_address_and_is_recorded(bench: "B
     run(main())
 
 
-def test_recipients_of_one_domain_share_a_transaction(bench: "Bench") -> None:
+def test_recipients_of_one_domain_share_a_transaction(bench: Bench) -> None:
     async def main() -> None:
         async with bench.dns(), bench.serve() as mx, bench.work():
             bench.zone["example.org", "MX"] = ["10 mx.example.net."]
@@ -70,7 +67,7 @@ def test_recipients_of_one_domain_share_a_transaction(bench: "Bench") -> None:
     run(main())
 
 
-def test_each_recipient_has_its_own_result(bench: "Bench") -> None:
+def test_each_recipient_has_its_own_result(bench: Bench) -> None:
     """Case O13: one accepted, one refused, one deferred."""
 
     async def main() -> None:
@@ -90,7 +87,7 @@ def test_each_recipient_has_its_own_result(bench: "Bench") -> None:
     run(main())
 
 
-def test_an_address_that_keeps_failing_is_suppressed_and_a_policy_is_not_blamed_on_it(bench: "Bench") -> None:
+def test_an_address_that_keeps_failing_is_suppressed_and_a_policy_is_not_blamed_on_it(bench: Bench) -> None:
     async def main() -> None:
         organization = bench.tenant.organization_id
         async with bench.dns(), bench.serve(), bench.work():
@@ -121,7 +118,7 @@ def test_an_address_that_keeps_failing_is_suppressed_and_a_policy_is_not_blamed_
     ],
 )  # fmt: skip
 def test_routes(
-    bench: "Bench", zone: dict[tuple[str, str], list[str] | Code], status: str, code: int, enhanced: str
+    bench: Bench, zone: dict[tuple[str, str], list[str] | Code], status: str, code: int, enhanced: str
 ) -> None:
     async def main() -> None:
         async with bench.dns(), bench.serve(), bench.work():
@@ -134,7 +131,7 @@ def test_routes(
     run(main())
 
 
-def test_a_private_address_is_no_destination_unless_allowed(bench: "Bench") -> None:
+def test_a_private_address_is_no_destination_unless_allowed(bench: Bench) -> None:
     async def main() -> None:
         bench.options["allow_private_destinations"] = False
         async with bench.dns(), bench.serve() as mx, bench.work():
@@ -157,7 +154,7 @@ def test_a_private_address_is_no_destination_unless_allowed(bench: "Bench") -> N
         None,
     ],
 )
-def test_another_mx_is_tried_when_the_first_has_a_problem(bench: "Bench", script: Script | None) -> None:
+def test_another_mx_is_tried_when_the_first_has_a_problem(bench: Bench, script: Script | None) -> None:
     """RFC 5321 §5.1, case O10: a server that is away or turns us away (None: nothing listens there)."""
 
     async def main() -> None:
@@ -178,7 +175,7 @@ def test_another_mx_is_tried_when_the_first_has_a_problem(bench: "Bench", script
     run(main())
 
 
-def test_equal_preferences_share_the_load(bench: "Bench") -> None:
+def test_equal_preferences_share_the_load(bench: Bench) -> None:
     async def main() -> None:
         async with bench.dns(), bench.serve() as one, bench.serve("127.0.0.22") as two, bench.work():
             bench.zone["example.net", "MX"] = ["10 mx.example.net.", "10 other.example.net."]
@@ -212,7 +209,7 @@ def test_equal_preferences_share_the_load(bench: "Bench") -> None:
     ],
 )
 def test_what_a_server_says_is_what_is_recorded(
-    bench: "Bench", script: Script, status: str, code: int | None, kind: str
+    bench: Bench, script: Script, status: str, code: int | None, kind: str
 ) -> None:
     async def main() -> None:
         async with bench.dns(), bench.serve(script=script), bench.work():
@@ -224,7 +221,7 @@ def test_what_a_server_says_is_what_is_recorded(
     run(main())
 
 
-def test_a_project_that_requires_tls_gets_no_plain_text(bench: "Bench") -> None:
+def test_a_project_that_requires_tls_gets_no_plain_text(bench: Bench) -> None:
     async def main() -> None:
         bench.db.run(lambda conn: conn.execute("UPDATE projects SET plaintext_fallback = false"))
         async with bench.dns(), bench.serve(script=Script(without=frozenset({"STARTTLS"}))) as mx, bench.work():
@@ -235,7 +232,7 @@ def test_a_project_that_requires_tls_gets_no_plain_text(bench: "Bench") -> None:
     run(main())
 
 
-def test_greylisting_passes_at_the_second_try_from_the_same_address(bench: "Bench") -> None:
+def test_greylisting_passes_at_the_second_try_from_the_same_address(bench: Bench) -> None:
     """Case O16."""
 
     async def main() -> None:
@@ -251,7 +248,7 @@ def test_greylisting_passes_at_the_second_try_from_the_same_address(bench: "Benc
     run(main())
 
 
-def test_a_code_is_not_tried_after_its_time(bench: "Bench") -> None:
+def test_a_code_is_not_tried_after_its_time(bench: Bench) -> None:
     async def main() -> None:
         bench.options["first_retry"] = 0.3
         async with bench.dns(), bench.serve() as mx, bench.work():
@@ -266,7 +263,7 @@ def test_a_code_is_not_tried_after_its_time(bench: "Bench") -> None:
     run(main())
 
 
-def test_a_source_that_is_not_on_this_host_is_no_attempt(bench: "Bench") -> None:
+def test_a_source_that_is_not_on_this_host_is_no_attempt(bench: Bench) -> None:
     """Case O09."""
 
     async def main() -> None:
@@ -292,7 +289,7 @@ def _epochs(conn: object) -> list[messages.Delivery]:
         return cursor.execute("SELECT claim_epoch FROM deliveries").fetchall()  # type: ignore[no-any-return]
 
 
-def test_a_message_whose_content_is_gone_fails_in_words(bench: "Bench") -> None:
+def test_a_message_whose_content_is_gone_fails_in_words(bench: Bench) -> None:
     async def main() -> None:
         async with bench.dns(), bench.serve():
             message_id = await bench.submit("a@example.net")
@@ -304,7 +301,7 @@ def test_a_message_whose_content_is_gone_fails_in_words(bench: "Bench") -> None:
     run(main())
 
 
-def test_a_dialogue_under_way_is_finished_when_told_to_stop(bench: "Bench") -> None:
+def test_a_dialogue_under_way_is_finished_when_told_to_stop(bench: Bench) -> None:
     async def main() -> None:
         async with bench.dns(), bench.serve(slow_reply=1.0) as mx:
             async with bench.work():
@@ -325,7 +322,7 @@ def test_a_dialogue_under_way_is_finished_when_told_to_stop(bench: "Bench") -> N
     run(main())
 
 
-def test_a_lease_is_renewed_while_a_slow_server_thinks(bench: "Bench") -> None:
+def test_a_lease_is_renewed_while_a_slow_server_thinks(bench: Bench) -> None:
     async def main() -> None:
         bench.options["lease"] = 0.6
         async with bench.dns(), bench.serve(slow_reply=2.0) as mx, bench.work():
@@ -338,7 +335,7 @@ def test_a_lease_is_renewed_while_a_slow_server_thinks(bench: "Bench") -> None:
     run(main())
 
 
-def test_eight_bit_content_asks_for_8bitmime_and_is_not_sent_raw_without(bench: "Bench") -> None:
+def test_eight_bit_content_asks_for_8bitmime_and_is_not_sent_raw_without(bench: Bench) -> None:
     """Case O27, RFC 6152 §3."""
     raw = "From: sender@acme.example\r\nSubject: x\r\n\r\nGrüße\r\n".encode()
 
@@ -358,7 +355,7 @@ def test_eight_bit_content_asks_for_8bitmime_and_is_not_sent_raw_without(bench: 
     run(main())
 
 
-def test_an_address_in_utf8_needs_smtputf8(bench: "Bench") -> None:
+def test_an_address_in_utf8_needs_smtputf8(bench: Bench) -> None:
     """Case O28, RFC 6531 §3.4; an IDN domain alone does not."""
 
     async def main() -> None:
