@@ -1,5 +1,6 @@
 """Commands about what an organization sends with: domains, SMTP credentials, API keys, and the messages themselves."""
 
+from dataclasses import asdict
 from typing import get_args
 from uuid import UUID
 
@@ -9,6 +10,7 @@ from remails import vault
 from remails.admin import named, output
 from remails.admin.operator import Act, connected
 from remails.errors import Refused
+from remails.mail import records
 from remails.store import credentials, domains, messages, queue
 from remails.store.domains import Algorithm
 from remails.store.ids import MessageId
@@ -56,6 +58,26 @@ def domain_add(
     )
     act.log(owner.id, "created", "domain", made.id, {"name": made.name, "projects": list(names)})
     click.echo(str(made.id))
+
+
+@domain.command("records")
+@click.argument("organization")
+@click.argument("name")
+@output.json_option
+@connected
+def domain_records(act: Act, organization: str, name: str, as_json: bool) -> None:
+    """Print the DNS records to publish."""
+    found = named.domain(act.conn, named.organization(act.conn, organization).id, name)
+    wanted = {
+        record.name: record
+        for key in found.dkim_keys
+        if key.is_active
+        for record in records.suggested(
+            found.name, key.selector, key.record, act.settings.spf_include, found.ownership_token
+        )
+    }
+    rows = [asdict(record) for record in wanted.values()]
+    output.show(rows, ("name", "type", "value", "required", "purpose"), as_json=as_json)
 
 
 @domain.command("remove")

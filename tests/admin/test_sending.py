@@ -49,6 +49,21 @@ def test_international_domain_is_found_in_either_spelling(terminal: Terminal, ac
     assert terminal.json("domain", "list", "Acme") == []
 
 
+def test_records_to_publish(terminal: Terminal, db: Database, vault: Vault, acme: OrganizationId) -> None:
+    terminal.do("domain", "add", "Acme", "example.com", "--algorithm", "ed25519", "--selector", "s1")
+    (domain,) = db.run(domains.list_, acme)
+    db.run(domains.add_key, vault, domain.id, "s2", "ed25519")
+    (domain,) = db.run(domains.list_, acme)
+
+    found = {row["name"]: row["value"] for row in terminal.json("domain", "records", "Acme", "example.com")}
+
+    assert domain.ownership_token in found.pop("_remails.example.com")
+    assert found.pop("example.com") == "v=spf1 include:relay.example -all"
+    assert found.pop("_dmarc.example.com").startswith("v=DMARC1")
+    assert found == {f"{key.selector}._domainkey.example.com": key.record for key in domain.dkim_keys}
+    assert "s2._domainkey.example.com" in terminal.do("domain", "records", "Acme", "example.com")
+
+
 # Credentials
 
 
