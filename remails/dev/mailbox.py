@@ -28,6 +28,7 @@ from email.errors import MessageError
 from pathlib import Path
 from typing import Any
 
+import dns.exception
 import dns.resolver
 import msgspec
 from aiosmtpd.smtp import Envelope
@@ -220,6 +221,8 @@ class Mailbox:
     def _verify(self, mail_id: str) -> list[Signature]:
         try:
             verdicts = dkim.verify(self._archive.raw(mail_id), self._txt)
+        except dns.exception.DNSException as error:
+            return [Signature("", "", "", ok=False, reason=f"no answer for the key: {error}")]
         except Exception as error:  # the service loop: a mail that breaks the verifier is still shown
             log.exception("cannot verify %s", mail_id)
             return [Signature("", "", "", ok=False, reason=f"not verified: {error}")]

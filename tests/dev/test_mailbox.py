@@ -538,7 +538,9 @@ def test_dkim_verdicts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [Code.NXDOMAIN, Code.SERVFAIL, ["v=DKIM1; p="], ["nonsense"]])
-def test_dkim_without_a_usable_key_fails_with_a_reason(tmp_path: Path, answer: Code | list[str]) -> None:
+def test_dkim_without_a_usable_key_fails_with_a_reason(
+    tmp_path: Path, answer: Code | list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     raw, _ = signed(b"s1")
 
     async def scenario() -> None:
@@ -549,6 +551,7 @@ def test_dkim_without_a_usable_key_fails_with_a_reason(tmp_path: Path, answer: C
             assert verdict.reason
 
     asyncio.run(scenario())
+    assert "cannot verify" not in caplog.text
 
 
 # Scripts
