@@ -309,8 +309,12 @@ def certificate(host: Host) -> Iterator[Finding]:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, key, password=lambda: "")
         found = x509.load_pem_x509_certificate(Path(path).read_bytes())
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        reason = "certificate and key do not belong together" if "MISMATCH" in str(error) else _first_line(error)
+    except ValueError as error:
+        yield Finding("FAIL", "certificate", f"{path} is no certificate: {_first_line(error)}")
+        return
+    except OSError as error:  # ssl.SSLError too
+        mismatch = isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH"
+        reason = "certificate and key do not belong together" if mismatch else error.strerror or _first_line(error)
         yield Finding("FAIL", "certificate", f"cannot use {path} with {key}: {reason}")
         return
     yield _validity(found, host.settings.mail.hostname, datetime.now(UTC))

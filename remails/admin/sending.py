@@ -77,7 +77,7 @@ def domain_records(act: Act, organization: str, name: str, as_json: bool) -> Non
         )
     }
     rows = [asdict(record) for record in wanted.values()]
-    output.show(rows, ("name", "type", "value", "required", "purpose"), as_json=as_json)
+    output.show(rows, ("name", "type", "required", "purpose", "value"), as_json=as_json)
 
 
 @domain.command("remove")

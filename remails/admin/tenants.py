@@ -73,7 +73,11 @@ def organization_block(act: Act, name: str, status: BlockStatus) -> None:
 
 
 def _quota(text: str) -> int | str:
-    return text if text == "none" else int(text)
+    if text == "none":
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise click.BadParameter(f"{text!r} is neither a number of messages nor `none`.")
+    return int(text)
 
 
 @organization.command("quota")
