@@ -20,6 +20,7 @@ from remails.dev import world
 from remails.dev.dns import Code
 from remails.dev.home import Home, Ports
 from remails.errors import ConfigError, Unavailable
+from remails.mail import records
 from remails.store import addresses, domains
 
 MAILBOX = "mailbox.demo.example"
@@ -69,17 +70,15 @@ class DemoZone:
         return Code.NXDOMAIN
 
     def _texts(self, name: str) -> list[str]:
+        """Just the records that the pages ask to publish."""
         with self._database.transaction() as conn:
-            for domain, token, keys in domains.all_names_with_records(conn):
-                published = {
-                    domain: f"v=spf1 include:{self._settings.spf_include} -all",
-                    f"_dmarc.{domain}": "v=DMARC1; p=reject",
-                    f"_remails.{domain}": token,
-                    **{f"{selector}._domainkey.{domain}": record for selector, record in keys},
-                }
-                if name in published:
-                    return [published[name]]
-        return []
+            return [
+                record.value
+                for domain, token, keys in domains.all_names_with_records(conn)
+                for selector, key in keys
+                for record in records.suggested(domain, selector, key, self._settings.spf_include, token)
+                if record.name == name
+            ][:1]
 
 
 def main(directory: Path, base: int) -> None:

@@ -1,0 +1,1 @@
+"""How mail goes out."""

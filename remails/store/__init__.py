@@ -1,0 +1,1 @@
+"""What we remember: PostgreSQL, with the SQL in the function that runs it. The caller opens the transaction."""
