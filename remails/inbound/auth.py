@@ -22,6 +22,9 @@ Ask = Callable[[bytes], Awaitable[bytes]]
 """Sends a challenge and returns the client's response, both without base64."""
 
 
+_MAX_RESPONSE = 12288  # octets, RFC 4954 §4
+
+
 @dataclass(frozen=True, slots=True)
 class Login:
     """A user name and what shall prove it."""
@@ -54,8 +57,10 @@ def decode(text: str) -> bytes:
     """A response out of its base64 (RFC 4954 §4); a lone `=` is an empty one, a lone `*` gives up.
 
     Raises:
-        Refused: 501.
+        Refused: 501, or 500 for one that is too long.
     """
+    if len(text) > _MAX_RESPONSE:
+        raise Refused(500, "5.5.6", "Authentication exchange line is too long", status=400)
     if text == "*":
         raise Refused(501, "5.7.0", "Authentication cancelled", status=400)
     try:

@@ -77,10 +77,10 @@ async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Se
     handler = Handler(db, publisher, pepper, settings.mail)
     server = Server(settings, handler, tls_context(settings.inbound))
     try:
-        await server.listen(passed)
         if key:
             publisher.open()
         db.open()
+        await server.listen(passed)
         service.ready("taking mail")
         await stop.wait()
         await server.drain()

@@ -33,14 +33,15 @@ BLOCK = 64 * 1024
 
 _MAX_ERRORS = 10
 _MAX_FAILED_LOGINS = 3
-_MAX_BLOCKS_OF_LINE = 16
+_MAX_SKIPPED = 1024 * 1024  # bytes of an overlong line
+_LINES_IN_TURN = 50
 
 _HANDSHAKE_TIMEOUT = 30.0
 _DATA_TIMEOUTS = 12  # a message may take so many times `inbound.timeout` as long as something arrives
 _GRACE = 1.0  # seconds in which a client may still speak first before we leave
 _LINGER = 5.0  # seconds for a client to take our last reply
 
-# A browser made to speak to us sends its request and then what its attacker wants said (RFC 5321 §7.8).
+# A browser can be made to send us a request that goes on as SMTP.
 _HTTP = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "CONNECT", "TRACE", "PATCH", "PRI"}
 
 
@@ -59,7 +60,7 @@ class Session(smtp.SMTP):
 
     def __init__(self, handler: Handler, settings: Settings, tls: ssl.SSLContext, sessions: set["Session"]) -> None:
         super().__init__(
-            handler,
+            None,  # instead of aiosmtpd's hooks, `handler` is called
             hostname=settings.mail.hostname,
             tls_context=tls,
             timeout=settings.inbound.timeout,
@@ -74,7 +75,7 @@ class Session(smtp.SMTP):
         self._data_until: float | None = None
         self._heard = self._waiting = self._draining = False
         self._verb = ""
-        self._errors = 0
+        self._errors = self._lines = 0
 
     def __dir__(self) -> list[str]:
         # aiosmtpd looks at all of dir() for commands whenever a client connects; that took longer than the greeting.
@@ -130,8 +131,9 @@ class Session(smtp.SMTP):
             self._arm()
 
     def abort(self) -> None:
-        """Leave now."""
-        self._dismiss("421 4.3.2 Service is shutting down")
+        """Leave now, except where a message is complete: its client shall hear that it is stored."""
+        if self._waiting or self._data_until is not None:
+            self._dismiss("421 4.3.2 Service is shutting down")
 
     def _note_tls(self) -> None:
         connection = self._writer.get_extra_info("ssl_object")
@@ -205,10 +207,10 @@ class Session(smtp.SMTP):
 
     async def _turn(self) -> None:
         try:
-            self._verb, argument = syntax.command(await self._line())
+            verb, argument = syntax.command(await self._line())
             if self._draining and self.envelope.reverse_path is None:
                 return self._dismiss("421 4.3.2 Service is shutting down")
-            await self._method()(argument)
+            await self._method(verb)(argument)
         except (EOFError, ConnectionError):
             raise
         except Exception as error:
@@ -217,29 +219,45 @@ class Session(smtp.SMTP):
             self.reply(self._handler.explain(error))
         return None
 
-    def _method(self) -> Callable[[str], Awaitable[None]]:
-        method: Callable[[str], Awaitable[None]] | None = self._smtp_methods.get(self._verb)
+    def _method(self, verb: str) -> Callable[[str], Awaitable[None]]:
+        method: Callable[[str], Awaitable[None]] | None = self._smtp_methods.get(verb)
+        # What is no command is not logged: it may be the password of a client that is out of step.
+        self._verb = verb if method is not None else ""
+        if method is None and verb in _HTTP:
+            self._errors = _MAX_ERRORS
+            raise Refused(554, "5.5.1", "This is not an HTTP server", status=400)
         if method is None:
             raise Refused(500, "5.5.1", "Command not recognized", status=400)
         return method
 
     async def _line(self) -> bytes:
-        """The client's next line with its end. Raises Refused (500) if it has more than `BLOCK` bytes."""
+        """The client's next line, without its end. Raises Refused (500) if that is not CRLF, or more than `BLOCK` away."""
         self._waiting = True
         self._arm()
         try:
-            await self._writer.drain()
-            return await self._reader.readuntil(b"\n")
+            await self._take_turns()
+            line = await self._reader.readuntil(b"\n")
         except asyncio.LimitOverrunError as overrun:
             await self._skip_line(overrun.consumed)
             raise syntax.too_long() from None
         finally:
             self._waiting = False
             self._disarm()
+        if not line.endswith(b"\r\n"):
+            raise syntax.unreadable("A line ends with CR LF")  # RFC 5321 §2.3.8
+        return line[:-2]
+
+    async def _take_turns(self) -> None:
+        """Let other sessions work while a client has more commands in our buffer, or does not read our replies."""
+        self._lines += 1
+        if self._lines % _LINES_IN_TURN == 0:
+            await asyncio.sleep(0)
+        await self._writer.drain()
 
     async def _skip_line(self, overrun: int) -> None:
-        for _ in range(_MAX_BLOCKS_OF_LINE):
-            await self._reader.readexactly(overrun)
+        skipped = 0
+        while skipped < _MAX_SKIPPED:
+            skipped += len(await self._reader.readexactly(overrun))
             try:
                 await self._reader.readuntil(b"\n")
                 return
@@ -249,10 +267,11 @@ class Session(smtp.SMTP):
 
     def reply(self, status: str) -> None:
         """Say a reply, which may have several lines; a refusal is logged."""
+        if self._gone():
+            return
         if status[0] in "45":
             self._note_refusal(status)
-        if not self._gone():
-            self._writer.write(status.encode("ascii", "backslashreplace") + b"\r\n")
+        self._writer.write(status.encode("ascii", "backslashreplace") + b"\r\n")
 
     def _note_refusal(self, status: str) -> None:
         client = self.session
@@ -342,7 +361,7 @@ class Session(smtp.SMTP):
             Refused: the response is not base64, or the client gave up.
         """
         self.reply(f"334 {base64.b64encode(text).decode()}")
-        return auth.decode((await self._line()).decode("latin-1").rstrip("\r\n"))
+        return auth.decode((await self._line()).decode("latin-1"))
 
     async def smtp_MAIL(self, argument: str) -> None:
         """Begin a transaction."""
@@ -380,6 +399,8 @@ class Session(smtp.SMTP):
             content = await self._message()
             if content is None:
                 raise syntax.too_large(self._max_size)
+            if self._gone():
+                raise ConnectionResetError("closed before the reply")  # who cannot hear 250 will send it again
             self.reply(await self._handler.store(self.session, self.envelope, content))
             self._errors = 0
         finally:

@@ -23,29 +23,28 @@ _MAX_LINES = {"AUTH": 12288, "MAIL": 2048, "RCPT": 2048}  # RFC 4954 §4, and ro
 
 
 def command(line: bytes) -> tuple[str, str]:
-    """The verb in upper case (RFC 5321 §2.4) and its argument.
+    """The verb in upper case (RFC 5321 §2.4) and its argument, of a line without its end.
 
     Raises:
         Refused: 500.
     """
-    if not line.endswith(b"\r\n"):
-        raise _unreadable("A line ends with CR LF")  # RFC 5321 §2.3.8
     try:
-        verb, _, argument = line[:-2].decode().partition(" ")
+        verb, _, argument = line.decode().partition(" ")
     except UnicodeDecodeError:
-        raise _unreadable("Not UTF-8") from None
+        raise unreadable("Not UTF-8") from None
     verb = verb.upper()
-    if len(line) > _MAX_LINES.get(verb, _MAX_LINE):
+    if len(line) + len("\r\n") > _MAX_LINES.get(verb, _MAX_LINE):
         raise too_long()
     return verb, argument.strip(" ")
 
 
 def too_long() -> Refused:
     """What to say to a line that is too long."""
-    return _unreadable("Line too long")
+    return unreadable("Line too long")
 
 
-def _unreadable(text: str) -> Refused:
+def unreadable(text: str) -> Refused:
+    """What to say to a line that is no command line."""
     return Refused(500, "5.5.2", text, status=400)
 
 
