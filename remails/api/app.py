@@ -17,7 +17,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response
 
 from remails import __version__
-from remails.api import auth, problems
+from remails.api import auth, operations, problems, reference, rest
 from remails.api.state import State
 from remails.bus.client import Publisher
 from remails.config import Settings
@@ -46,6 +46,8 @@ def create_app(settings: Settings, db: Database, publisher: Publisher, vault: Va
     app.before_request(_start)
     problems.register(app)
     auth.register(app)
+    operations.add_routes(app, rest.NOUNS)
+    reference.add_routes(app, rest.NOUNS)
     _add_pages(app)
     app.after_request(_finish(settings))
     return app
@@ -94,7 +96,7 @@ def _headers(settings: Settings) -> dict[str, str]:
 def _log(response: Response) -> None:
     """One line for each request: nothing of its body, its query or its secrets."""
     actor: Any = g.get("actor")
-    quiet = request.endpoint in ("static", "healthy")
+    quiet = request.endpoint in ("static", "system_get_health")
     (log.debug if quiet else log.info)(
         "request",
         method=request.method,

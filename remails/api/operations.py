@@ -1,14 +1,16 @@
 """Operations of the REST API: declared once, as functions; the routes and the document both follow from that.
 
-    @emails.operation("POST", "/organizations/{organization_id}/projects/{project_id}/emails", rule, status=201)
-    def send(organization_id: OrganizationId, project_id: ProjectId, *, body: NewEmail) -> Email:
+    @noun.operation("POST", "/organizations/{organization_id}/projects/{project_id}/emails", rule, status=201)
+    def send(project_id: ProjectId, *, body: NewEmail) -> Email:
         "Send an email."
 
-Parameters of the path come by position, `body` and `query` by name; their types, and the type returned, are msgspec
-structs. What does not fit is refused with the path of the field, before the function runs; what it returns becomes JSON.
-The docstring is the documentation. `openapi` reads the same declarations.
+The organization of the path has been held against the actor when the function runs, and is `auth.organization()`; the
+path's other parameters come as arguments. `body`, `query` and what is returned are msgspec structs. What does not fit is
+refused with the path of the field, before the function runs; what it returns becomes JSON. The docstring is the
+documentation. `openapi` reads the same declarations.
 """
 
+import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +45,7 @@ class Operation:
     status: int
     errors: Sequence[int]
     limit: int
+    media: str
     fn: Callable[..., object]
     types: dict[str, Any]
     """Its parameters' types, and `return`."""
@@ -60,7 +63,11 @@ class Operation:
     @property
     def name(self) -> str:
         """A name of its own, for Flask and the document."""
-        return f"{self.fn.__module__.rpartition('.')[2]}_{self.fn.__name__.strip('_')}"
+        name = f"{self.fn.__module__.rpartition('.')[2]}_{self.fn.__name__.strip('_')}"
+        project = inspect.signature(self.fn).parameters.get("project_id")
+        # A function that serves both an organization and one project of it.
+        both = project is not None and project.default is None
+        return f"{name}_in_project" if both and "{project_id}" in self.path else name
 
     @property
     def rule_path(self) -> str:
@@ -70,12 +77,12 @@ class Operation:
 
     def serve(self, **path: object) -> Response:
         """Answer a request."""
-        given: dict[str, object] = {}
+        given = {name: value for name, value in path.items() if name != "organization_id"}
         if self.query is not None:
             given["query"] = read_query(request.args, self.query)
         if self.body is not None:
             given["body"] = _read_body(self.body, self.limit)
-        result = self.fn(**path, **given)
+        result = self.fn(**given)
         if isinstance(result, Response):
             return result
         return flask.Response(encode(result), self.status, mimetype="application/json")
@@ -97,12 +104,13 @@ class Noun:
         status: int = 200,
         errors: Sequence[int] = (),
         limit: int = SMALL,
+        media: str = "application/json",
     ) -> Callable[[F], F]:
         """Declare an operation. `errors` are those beside what every operation may answer (401, 403, 404, 422, 503)."""
 
         def declare(fn: F) -> F:
             types = typing.get_type_hints(fn, include_extras=True)
-            self.operations.append(Operation(method, path, rule, status, errors, limit, fn, types))
+            self.operations.append(Operation(method, path, rule, status, errors, limit, media, fn, types))
             return fn
 
         return declare
@@ -130,6 +138,16 @@ def add_header(name: str, value: str) -> None:
         return response
 
     flask.after_this_request(add)
+
+
+def answer_with(status: int) -> None:
+    """Give the answer to this request another status."""
+
+    def change(response: flask.Response) -> flask.Response:
+        response.status_code = status
+        return response
+
+    flask.after_this_request(change)
 
 
 def link_next(**changes: object) -> None:
