@@ -6,8 +6,8 @@ from uuid import UUID
 
 import click
 
-from remails import vault
-from remails.admin import named, output
+from remails import domaincheck, vault
+from remails.admin import named, operator, output
 from remails.admin.operator import Act, connected
 from remails.errors import Refused
 from remails.mail import records
@@ -78,6 +78,23 @@ def domain_records(act: Act, organization: str, name: str, as_json: bool) -> Non
     }
     rows = [asdict(record) for record in wanted.values()]
     output.show(rows, ("name", "type", "required", "purpose", "value"), as_json=as_json)
+
+
+@domain.command("check")
+@click.argument("organization")
+@click.argument("name")
+@output.json_option
+def domain_check(organization: str, name: str, as_json: bool) -> None:
+    """Look at a domain's DNS records now. Exits with status 1 unless the domain may send."""
+    settings = operator.settings()
+    with operator.migrated(settings) as database:
+        found = database.run(lambda conn: named.domain(conn, named.organization(conn, organization).id, name))
+        seen = domaincheck.check_domain(database, settings, found)
+        now = database.run(domains.get, found.organization_id, found.id)
+    rows = [{"record": kind, **verdict} for kind, verdict in seen.items() if isinstance(verdict, dict)]
+    output.show(rows, ("record", "status", "reason", "value"), as_json=as_json)
+    if now is None or now.verified_at is None:
+        click.get_current_context().exit(1)
 
 
 @domain.command("remove")

@@ -1,11 +1,15 @@
 """An operator at the command line, on a database of its own."""
 
+import asyncio
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from terminal import Terminal, settings
 
 from remails.config import Database as DatabaseSettings
+from remails.dev import dns
 
 
 @pytest.fixture
@@ -23,3 +27,19 @@ def terminal(settings_file: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LOGNAME", "root")
     return Terminal(settings_file)
+
+
+@pytest.fixture
+def nameserver() -> Iterator[tuple[dns.StaticZone, int]]:
+    """A DNS server of its own loop and thread, and what it answers."""
+    zone = dns.StaticZone()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    running = dns.Server(zone)
+    asyncio.run_coroutine_threadsafe(running.start(), loop).result(10)
+    yield zone, running.port
+    asyncio.run_coroutine_threadsafe(running.close(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()

@@ -1,11 +1,9 @@
 """`remails doctor`: each thing that can be wrong is found, and nothing else."""
 
-import asyncio
 import json
 import re
 import shutil
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +27,7 @@ from remails.store import addresses, server
 
 IP = "127.0.0.11"
 PTR = "out1.relay.example"
+POINTER = ".".join(reversed(IP.split("."))) + ".in-addr.arpa"
 
 
 @dataclass
@@ -78,28 +77,6 @@ def _write_certificate(
         key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
-@pytest.fixture
-def nameserver() -> Iterator[tuple[dns.StaticZone, int]]:
-    """A DNS server of its own loop and thread, and what it answers."""
-    zone = dns.StaticZone(
-        {
-            ("relay.example", "A"): ["192.0.2.25"],
-            (PTR, "A"): [IP],
-            (".".join(reversed(IP.split("."))) + ".in-addr.arpa", "PTR"): [f"{PTR}."],
-        }
-    )
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    running = dns.Server(zone)
-    asyncio.run_coroutine_threadsafe(running.start(), loop).result(10)
-    yield zone, running.port
-    asyncio.run_coroutine_threadsafe(running.close(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -132,6 +109,7 @@ def world(
 ) -> Iterator[World]:
     """A host with every service, an address and a certificate, and all of it well."""
     zone, dns_port = nameserver
+    zone["relay.example", "A"], zone[PTR, "A"], zone[POINTER, "PTR"] = ["192.0.2.25"], [IP], [f"{PTR}."]
     publish, subscribe = (f"tcp://127.0.0.1:{_free_port()}" for _ in range(2))
     made = World(terminal, zone, tmp_path / "certificate.pem", tmp_path / "key.pem")
     _write_certificate(made.certificate, made.key)
@@ -358,7 +336,7 @@ def test_address_that_is_on_no_interface(world: World, db: Database) -> None:
 
 
 def test_reverse_name(world: World) -> None:
-    pointer = (".".join(reversed(IP.split("."))) + ".in-addr.arpa", "PTR")
+    pointer = (POINTER, "PTR")
     name = f"reverse name of {IP}"
 
     world.zone[pointer] = ["host7.provider.example."]

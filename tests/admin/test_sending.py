@@ -1,5 +1,6 @@
 """`remails domain`, `credential`, `key` and `message`."""
 
+import json
 from uuid import UUID
 
 import pytest
@@ -10,6 +11,7 @@ from remails import submission
 from remails.bus.client import Publisher
 from remails.config import Bus, Mail
 from remails.db import Database
+from remails.dev import dns
 from remails.store import audit, credentials, domains, organizations
 from remails.store.ids import ApiKeyId, OrganizationId
 from remails.vault import Pepper, Vault
@@ -62,6 +64,26 @@ def test_records_to_publish(terminal: Terminal, db: Database, vault: Vault, acme
     assert found.pop("_dmarc.example.com").startswith("v=DMARC1")
     assert found == {f"{key.selector}._domainkey.example.com": key.record for key in domain.dkim_keys}
     assert "s2._domainkey.example.com" in terminal.do("domain", "records", "Acme", "example.com")
+
+
+def test_check_asks_dns_and_says_whether_the_domain_may_send(
+    terminal: Terminal, db: Database, acme: OrganizationId, nameserver: tuple[dns.StaticZone, int]
+) -> None:
+    zone, port = nameserver
+    terminal.path.write_text(terminal.path.read_text() + f'[dns]\nnameservers = ["127.0.0.1:{port}"]\n')
+    terminal.do("domain", "add", "Acme", "example.com", "--algorithm", "ed25519")
+    wanted = terminal.json("domain", "records", "Acme", "example.com")
+
+    before = terminal.run("domain", "check", "Acme", "example.com", "--json")
+    assert before.exit_code == 1
+    assert {row["record"]: row["status"] for row in json.loads(before.stdout)}["dkim"] == "Error"
+
+    for record in wanted:
+        zone[record["name"], record["type"]] = [record["value"]]
+    after = {row["record"]: row["status"] for row in terminal.json("domain", "check", "Acme", "example.com")}
+    assert {after[name] for name in ("ownership", "dkim", "spf", "dmarc")} == {"Success"}
+    (domain,) = db.run(domains.list_, acme)
+    assert domain.verified_at is not None
 
 
 # Credentials
