@@ -6,7 +6,7 @@ handler; and whatever is raised on the way, the handler turns into a reply.
 
     connection_made -> greeting -> [ line -> smtp_VERB -> handler -> reply ]* -> 221 or 421 -> close
 
-Replies are written without waiting, so that a group of commands (RFC 2920) is answered in one segment; only a client that
+Replies are written without waiting, so that a group of commands (RFC 2920) is answered in one go; only a client that
 does not read them is waited for, before its next command. One timer runs while we wait for the client, and only then.
 It is not renewed before a login: nobody holds a connection for longer than `inbound.timeout` without a credential.
 """

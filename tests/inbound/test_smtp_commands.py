@@ -68,7 +68,7 @@ def test_smtplib(inbound: Running, acme: Tenant, stored: Callable[[], list[Store
 @pytest.mark.needs("curl")
 @pytest.mark.parametrize("login", ["AUTH=PLAIN", "AUTH=LOGIN"])
 def test_curl(inbound: Running, acme: Tenant, stored: Callable[[], list[Stored]], tmp_path: Path, login: str) -> None:
-    """P20, P23: it logs in without initial response, and its STARTTLS is not ours."""
+    """P20, P23: it logs in without initial response; another STARTTLS than that of Python."""
     (tmp_path / "mail").write_bytes(b"From: a@acme.example\r\n\r\n.dot\r\n")
     subprocess.run(
         [
