@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flask
+from markupsafe import Markup, escape
 from werkzeug.wrappers import Response
 
 from remails.api import auth, openapi
@@ -20,6 +21,8 @@ def add_routes(app: flask.Flask, nouns: Sequence[Noun]) -> None:
         document = openapi.document(nouns, state().settings.api.url, auth.cookie_name())
     text = json.dumps(document)
 
+    app.add_template_filter(_marked, "marked")
+
     @app.get("/api/openapi.json", endpoint="openapi")
     @auth.needs(auth.public)
     def show_document() -> Response:
@@ -29,6 +32,14 @@ def add_routes(app: flask.Flask, nouns: Sequence[Noun]) -> None:
     @auth.needs(auth.public)
     def show_page() -> str:
         return flask.render_template("reference.html", document=document, sections=list(_sections(document)))
+
+
+def _marked(text: str) -> Markup:
+    """Text with what stands between backquotes as code."""
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+        for number, part in enumerate(text.split("`"))
+    )
 
 
 def _sections(document: dict[str, Any]) -> Iterator[tuple[dict[str, str], list[tuple[str, str, dict[str, Any]]]]]:

@@ -2,6 +2,7 @@
 
 from remails.api.rest import (
     api_keys,
+    domains,
     emails,
     login,
     organizations,
@@ -14,6 +15,7 @@ from remails.api.rest import (
 NOUNS = (
     organizations.noun,
     projects.noun,
+    domains.noun,
     emails.noun,
     smtp_credentials.noun,
     suppressions.noun,

@@ -25,6 +25,7 @@ PATH = "/organizations/{organization_id}"
 FREE_PLAN = 3_000
 """Messages per month of an organization that a user makes for themselves."""
 
+EntryId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
 
 
@@ -79,7 +80,7 @@ class AuditQuery(Struct, kw_only=True, forbid_unknown_fields=True):
     """Which part of the audit log."""
 
     limit: Annotated[int, Meta(ge=1, le=500)] = 500
-    before: Annotated[int | None, Meta(description="Only entries with a smaller id.")] = None
+    before: Annotated[EntryId | None, Meta(description="Only entries with a smaller id.")] = None
 
 
 class AuditEntry(Struct, kw_only=True):
