@@ -134,6 +134,11 @@ def test_a_subdomain_may_be_used_and_the_closest_domain_signs(db: Database, tena
         return made
 
     closest = db.run(add)
+    db.run(
+        lambda conn: domains.create(
+            conn, vault, tenant.organization_id, "a.news.acme.example", selector="s", project_ids=[tenant.project_id]
+        )
+    )  # closer, but not verified
     given = tenant.submission(mail_from="x@a.news.acme.example")
     (outcome,) = submit(db, given)
     assert isinstance(outcome, Accepted)

@@ -44,8 +44,8 @@ _SOON = timedelta(seconds=2)
 class Signer(Protocol):
     """What puts our signature on a message."""
 
-    async def sign(self, domain_id: DomainId | None, raw: bytes) -> bytes:
-        """The signed message."""
+    async def sign(self, domain_id: DomainId, raw: bytes) -> bytes | None:
+        """The signed message; None when there is no key for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +91,23 @@ class Courier:
         claims = [claim for claim in claims if claim.expires_at > now]
         if not claims:
             return
-        raw = await self._load(claims[0].message_id)
-        if raw is None:
-            gone = Reply(Phase.DNS, 554, "5.6.0", "the message's content is no longer kept")
-            await asyncio.gather(*(self._conclude(claim, Try(gone)) for claim in claims))
+        wire = await self._signed(claims[0])
+        if isinstance(wire, Reply):
+            await self._conclude_all(claims, dict.fromkeys((claim.recipient for claim in claims), Try(wire)))
             return
-        wire = await self._signer.sign(claims[0].domain_id, raw)
         groups: defaultdict[tuple[str, str], list[Claim]] = defaultdict(list)
         for claim in claims:
             groups[claim.source, claim.domain].append(claim)
         await asyncio.gather(*(self._offer(group, wire) for group in groups.values()))
+
+    async def _signed(self, claim: Claim) -> bytes | Reply:
+        """What goes over the wire, or why there is nothing to send."""
+        raw = await self._load(claim.message_id)
+        if raw is None:
+            return Reply(Phase.DNS, 554, "5.6.0", "the message's content is no longer kept")
+        # Without our signature it would only harm the name it is sent in.
+        wire = await self._signer.sign(claim.domain_id, raw)
+        return wire or Reply(Phase.DNS, 554, "5.7.20", "the sending domain was removed, or has no active DKIM key")
 
     async def _offer(self, claims: Sequence[Claim], wire: bytes) -> None:
         """One destination: all recipients of a domain, from one address."""

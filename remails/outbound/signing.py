@@ -5,13 +5,10 @@ import time
 from dataclasses import dataclass
 
 from remails.db import Database
-from remails.logs import Log
 from remails.mail import dkim
 from remails.store import domains
 from remails.store.ids import DkimKeyId, DomainId
 from remails.vault import Vault
-
-log = Log("remails.outbound")
 
 KEEP = 60.0
 _LARGE = 256 * 1024
@@ -32,12 +29,14 @@ class Signing:
         self._identities: dict[DomainId, tuple[float, list[_Identity]]] = {}
         self._parsed: dict[DkimKeyId, dkim.Key] = {}
 
-    async def sign(self, domain_id: DomainId | None, raw: bytes) -> bytes:
-        """The message with a signature field for each key on top; as it is when its domain is gone.
+    async def sign(self, domain_id: DomainId, raw: bytes) -> bytes | None:
+        """The message with a signature field for each key on top; None when its domain has no key, or is gone.
 
         A large message is signed in a thread, so that it does not hold up the others.
         """
-        identities = await self._of(domain_id) if domain_id is not None else []
+        identities = await self._of(domain_id)
+        if not identities:
+            return None
         if len(raw) > _LARGE:
             return await asyncio.to_thread(self._signed, identities, raw)
         return self._signed(identities, raw)
@@ -53,8 +52,6 @@ class Signing:
             return identities
         keys = await self._db.call(domains.signing_keys, [domain_id])
         identities = [_Identity(key.domain, key.selector, self._key(key)) for key in keys]
-        if not identities:
-            log.warning("no DKIM key, mail leaves unsigned", domain=domain_id)
         self._identities[domain_id] = (time.monotonic() + KEEP, identities)
         return identities
 

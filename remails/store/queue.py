@@ -27,7 +27,7 @@ class Claim:
     message_id: MessageId
     organization_id: OrganizationId
     project_id: ProjectId
-    domain_id: DomainId | None
+    domain_id: DomainId
     recipient: str
     domain: str
     source: str

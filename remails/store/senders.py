@@ -56,7 +56,10 @@ def projects(
 def domains(
     conn: Connection, asked: Iterable[tuple[ProjectId, str, Iterable[str]]]
 ) -> dict[tuple[ProjectId, str], Domain]:
-    """For each project and domain asked for: the closest attached domain among the given names (itself and parents)."""
+    """For each project and domain asked for: the closest attached domain among the given names (itself and parents).
+
+    A verified one goes before one that is not, so that adding a sub-domain does not stop the mail of its parent.
+    """
     rows = [(project, domain, name) for project, domain, names in asked for name in names]
     with conn.cursor(row_factory=class_row(Domain)) as cursor:
         found = cursor.execute(
@@ -66,7 +69,7 @@ def domains(
             FROM unnest(%s::uuid[], %s::text[], %s::text[]) AS wanted (project_id, asked, name)
             JOIN domains_projects dp ON dp.project_id = wanted.project_id
             JOIN domains d ON d.id = dp.domain_id AND d.name = wanted.name
-            ORDER BY wanted.project_id, wanted.asked, length(d.name) DESC
+            ORDER BY wanted.project_id, wanted.asked, d.verified_at IS NULL, length(d.name) DESC
             """,
             [[row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]],
         )

@@ -301,6 +301,18 @@ def test_a_message_whose_content_is_gone_fails_in_words(bench: Bench) -> None:
     run(main())
 
 
+def test_nothing_leaves_unsigned(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.dns(), bench.serve() as mx:
+            message_id = await bench.submit("a@example.net")
+            bench.db.run(lambda conn: conn.execute("DELETE FROM domains"))
+            async with bench.work():
+                row = (await bench.deliveries(message_id))["a@example.net"]
+                assert (row.status, row.last_enhanced, mx.records) == ("failed", "5.7.20", [])
+
+    run(main())
+
+
 def test_a_dialogue_under_way_is_finished_when_told_to_stop(bench: Bench) -> None:
     async def main() -> None:
         async with bench.dns(), bench.serve(slow_reply=1.0) as mx:

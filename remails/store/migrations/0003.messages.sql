@@ -5,9 +5,10 @@ CREATE TABLE messages (
     id uuid PRIMARY KEY,
     organization_id uuid NOT NULL REFERENCES organizations ON DELETE CASCADE,
     project_id uuid NOT NULL REFERENCES projects ON DELETE CASCADE,
-    domain_id uuid REFERENCES domains ON DELETE SET NULL,
-    smtp_credential_id uuid REFERENCES smtp_credentials ON DELETE SET NULL,
-    api_key_id uuid REFERENCES api_keys ON DELETE SET NULL,
+    -- What was used to send it. No foreign keys: it stays a fact when they are removed, and removing need not look here.
+    domain_id uuid NOT NULL,
+    smtp_credential_id uuid,
+    api_key_id uuid,
     -- The pool chosen at submission; no delivery ever leaves from another one.
     pool_id uuid NOT NULL REFERENCES pools,
     created_at timestamptz NOT NULL DEFAULT now(),
