@@ -1,0 +1,10 @@
+"""What repeats: each task is a module here with a function `run`, and `service` says when each one runs.
+
+notify      says again what waits and nobody took
+claims      ends the claims of dead hosts
+orphans     finds another address for mail whose address went away
+blocks      holds the mail of blocked organizations, lets go that of others
+domains     looks at the sender domains' DNS again
+usage       folds what was used into sums, starts a new month of a quota
+retention   forgets what is old
+"""

@@ -1,0 +1,21 @@
+"""Says again, on the bus, what is due and was not taken: its first note was lost, or nobody was there to hear it."""
+
+from remails.bus.client import Publisher
+from remails.bus.events import Ready
+from remails.db import Database
+from remails.logs import Log
+from remails.store import queue
+
+log = Log("remails.periodic")
+
+_MOST = 2000  # deliveries in one turn; a host that hears of some asks for all
+
+
+async def run(db: Database, publisher: Publisher, *, older_than: float = 2.0) -> None:
+    """Publish `Ready` for deliveries that have been due for `older_than` seconds."""
+    waiting = await db.call(queue.due, older_than=older_than, limit=_MOST)
+    for source, message_ids in waiting:
+        publisher.publish(Ready(source, message_ids))
+    if waiting:
+        messages = sum(len(message_ids) for _, message_ids in waiting)
+        log.info("notified again", addresses=len(waiting), messages=messages)

@@ -1,0 +1,43 @@
+"""Finds another address for mail whose own went away for good, always in the pool the message was given."""
+
+from collections import defaultdict
+from uuid import UUID
+
+from remails.bus.client import Publisher
+from remails.bus.events import Ready
+from remails.db import Connection, Database
+from remails.logs import Log
+from remails.store import addresses
+from remails.store.addresses import Moved, Orphan
+
+log = Log("remails.periodic")
+
+_BATCH = 500
+
+
+async def run(db: Database, publisher: Publisher) -> None:
+    """Move every orphaned delivery, a batch at a time, and notify whoever holds the new address."""
+    while moved := await db.call(_choose_again):
+        for note in _notes(moved):
+            publisher.publish(note)
+        log.info("moved to other addresses of their pools", deliveries=len(moved))
+        if len(moved) < _BATCH:
+            break
+
+
+def _choose_again(conn: Connection) -> list[Moved]:
+    orphans = addresses.orphaned(conn, _BATCH)
+    pools = addresses.in_pools(conn, list({orphan.pool_id for orphan in orphans}))
+
+    def choice(orphan: Orphan) -> str | None:
+        return addresses.choose(pools[orphan.pool_id], addresses.key(orphan.project_id, orphan.domain))
+
+    return addresses.move(conn, [(orphan.delivery_id, choice(orphan)) for orphan in orphans])
+
+
+def _notes(moved: list[Moved]) -> list[Ready]:
+    by_source: defaultdict[str, dict[UUID, None]] = defaultdict(dict)
+    for one in moved:
+        if one.source is not None:
+            by_source[one.source][one.message_id] = None
+    return [Ready(source, list(message_ids)) for source, message_ids in by_source.items()]

@@ -1,0 +1,40 @@
+"""Forgets what is old, in batches, so that nobody waits for a long transaction.
+
+Contents go after the days their project says, finished messages with all that happened to them after `MESSAGE_DAYS`.
+"""
+
+from collections.abc import Callable
+
+from remails.db import Connection, Database
+from remails.logs import Log
+from remails.store import addresses, messages, suppressions, users
+
+log = Log("remails.periodic")
+
+MESSAGE_DAYS = 90
+EVENT_DAYS = 90
+
+_BATCH = 500
+
+
+async def run(db: Database) -> None:
+    """Forget bodies, messages, what happened to addresses, expired sessions, failed logins and stale suppressions."""
+    removed = {
+        "bodies": await _batches(db, lambda conn: messages.remove_old_bodies(conn, _BATCH)),
+        "messages": await _batches(db, lambda conn: messages.remove_old(conn, MESSAGE_DAYS, _BATCH)),
+        "address_events": await _batches(db, lambda conn: addresses.remove_old_events(conn, EVENT_DAYS, _BATCH)),
+        "logins": await db.call(users.purge),
+        "suppressions": await db.call(suppressions.purge),
+    }
+    if any(removed.values()):
+        log.info("forgot what is old", **removed)
+
+
+async def _batches(db: Database, remove: Callable[[Connection], int]) -> int:
+    """Call `remove` until it finds less than a batch; how many it was in all."""
+    total = 0
+    while rows := await db.call(remove):
+        total += rows
+        if rows < _BATCH:
+            break
+    return total

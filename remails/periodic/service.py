@@ -1,0 +1,128 @@
+"""The repeating tasks.
+
+NAME
+    periodic - runs what repeats, on one host at a time
+
+DESCRIPTION
+    Say again what is due and was not taken; end the claims of dead hosts; find another address for mail whose own went
+    away; hold the mail of blocked organizations; look at the sender domains' DNS again; fold usage and renew quotas;
+    forget what is old. Each task has its own interval and they run side by side, so a slow one does not delay the
+    others. None of them is needed for mail to be taken or sent.
+
+    Run it on as many hosts as you like: one leads, by an advisory lock in the database, and the others stand by. When
+    the leader stops, the next one starts within a second; when its host dies, within half a minute. A leader that loses
+    its connection stops its tasks at once.
+
+STANDARDS
+    RFC 6376 (DKIM), RFC 7208 (SPF), RFC 7489 (DMARC): what the domain checks look at.
+
+DIAGNOSTICS
+    "leading" and "leadership lost" tell which host leads. Work that was done is logged with its counts, a turn that
+    found nothing only at level DEBUG. A task that fails is logged with its traceback and runs again after its interval.
+    Exit status 78: a setting is wrong.
+
+CONFIGURATION
+    [periodic] notify_interval, claims_interval, domains_interval, domains_older_than, retention_interval,
+    usage_interval, host_timeout; [dns]; [database]; [bus]; mail.spf_include; credentials database_password,
+    bus_client_key
+"""
+
+import asyncio
+import functools
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from remails import service
+from remails.bus.client import Publisher
+from remails.config import Settings
+from remails.db import Database
+from remails.errors import Unavailable
+from remails.logs import Log
+from remails.periodic import blocks, claims, domains, notify, orphans, retention, usage
+from remails.store.leadership import Leadership
+
+log = Log("remails.periodic")
+
+_STANDBY_INTERVAL = 1.0  # seconds between two bids for the lead, and between two looks whether it is still ours
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What repeats every `interval` seconds."""
+
+    name: str
+    interval: float
+    run: Callable[[], Awaitable[None]]
+
+
+def tasks(settings: Settings, db: Database, publisher: Publisher) -> list[Task]:
+    """All repeating tasks."""
+    every = settings.periodic
+    return [
+        Task("notify", every.notify_interval, lambda: notify.run(db, publisher)),
+        Task("claims", every.claims_interval, lambda: claims.run(db, publisher, every.host_timeout)),
+        Task("orphans", every.claims_interval, lambda: orphans.run(db, publisher)),
+        Task("blocks", every.claims_interval, lambda: blocks.run(db)),
+        Task("domains", every.domains_interval, lambda: domains.run(db, settings)),
+        Task("usage", every.usage_interval, lambda: usage.run(db)),
+        Task("retention", every.retention_interval, lambda: retention.run(db)),
+    ]
+
+
+def main(settings: Settings) -> None:
+    """Run the tasks, or stand by, until SIGTERM."""
+    service.run("periodic", settings, lambda stop: serve(settings, stop))
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Run the tasks, or stand by, until `stop`. Raises ConfigError."""
+    key = settings.credential("bus_client_key") if settings.bus.endpoints else ""
+    publisher = Publisher(settings.bus, key)
+    password = settings.database_password()
+    db = Database(settings.database, password, "periodic")
+    leadership = Leadership(settings.database, password, "periodic")
+    try:
+        if key:
+            publisher.open()
+        db.open()
+        service.ready("standing by")
+        term = functools.partial(serve_term, leadership, tasks(settings, db, publisher), stop)
+        await service.forever("leadership", stop, _STANDBY_INTERVAL, term)
+    finally:
+        leadership.close()
+        db.close()
+        publisher.close()
+
+
+async def serve_term(leadership: Leadership, work: list[Task], stop: asyncio.Event) -> None:
+    """Bid for the lead; with it, run the tasks until it is lost or `stop`.
+
+    Raises:
+        Unavailable: the database cannot be reached.
+    """
+    if not await asyncio.to_thread(leadership.take):
+        log.debug("standing by")
+        return
+    log.info("leading", tasks=len(work))
+    service.notify("STATUS=leading")
+    running = [asyncio.create_task(service.forever(task.name, stop, task.interval, _turn(task))) for task in work]
+    try:
+        while not await service.pause(stop, _STANDBY_INTERVAL):
+            await asyncio.to_thread(leadership.keep)
+    except Unavailable as error:
+        log.warning("leadership lost, tasks stopped", reason=error)
+        service.notify("STATUS=standing by")
+    finally:
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def _turn(task: Task) -> Callable[[], Awaitable[None]]:
+    async def turn() -> None:
+        started = time.monotonic()
+        await task.run()
+        log.debug("turn", task=task.name, seconds=round(time.monotonic() - started, 3))
+
+    return turn

@@ -1,0 +1,320 @@
+"""What DNS says of a sender domain, from a real DNS server to the row in the database."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remails import domaincheck
+from remails.config import Database as DatabaseSettings
+from remails.config import Dns, Mail, Periodic, Settings
+from remails.db import Database
+from remails.dev.dns import Code, Server, StaticZone
+from remails.periodic import domains as recheck
+from remails.store import domains, organizations
+from remails.store.domains import Domain
+from remails.vault import Vault
+
+INCLUDE = "spf.relay.example"
+
+
+@pytest.fixture
+def zone() -> StaticZone:
+    """What the DNS server answers; empty."""
+    return StaticZone()
+
+
+@pytest.fixture
+def nameserver(zone: StaticZone) -> Iterator[str]:
+    """A DNS server that answers from the zone, in a thread of its own."""
+    started: list[Server] = []
+    ready, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+
+    async def serve() -> None:
+        server = Server(zone)
+        await server.start()
+        started.append(server)
+        ready.set()
+        await stop.wait()
+        await server.close()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(10)
+    yield f"127.0.0.1:{started[0].port}"
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(10)
+    loop.close()
+
+
+@pytest.fixture
+def settings(database: DatabaseSettings, credentials: Path, nameserver: str) -> Settings:
+    """Settings that name the server."""
+    return Settings(
+        host="test",
+        mail=Mail(hostname="relay.example", spf_include=INCLUDE),
+        database=database,
+        credentials_directory=str(credentials),
+        dns=Dns(nameservers=(nameserver,), timeout=0.6),
+    )
+
+
+def _add(db: Database, vault: Vault, organization: str = "Example", name: str = "example.com") -> Domain:
+    def add(conn: Any) -> Domain:
+        owner = organizations.create(conn, organization)
+        return domains.create(conn, vault, owner.id, name, selector="remails")
+
+    return db.run(add)
+
+
+@pytest.fixture
+def domain(db: Database, vault: Vault) -> Domain:
+    """example.com, not verified."""
+    return _add(db, vault)
+
+
+def _publish(zone: StaticZone, domain: Domain) -> None:
+    """Everything as we suggest it, by hand: what a customer types in."""
+    zone[f"_remails.{domain.name}", "TXT"] = [f"remails-verification={domain.ownership_token}"]
+    zone[f"remails._domainkey.{domain.name}", "TXT"] = [domain.dkim_keys[0].record]
+    zone[domain.name, "TXT"] = ["google-site-verification=x", f"v=spf1 include:{INCLUDE} -all"]
+    zone[domain.name, "A"] = ["198.51.100.7"]
+    zone[f"_dmarc.{domain.name}", "TXT"] = ["v=DMARC1; p=reject"]
+
+
+def _stored(db: Database, domain: Domain) -> Domain:
+    found = db.run(domains.get, domain.organization_id, domain.id)
+    assert found is not None
+    return found
+
+
+def _statuses(verification: domaincheck.Verification) -> dict[str, str]:
+    return {name: verdict["status"] for name, verdict in verification.items() if name != "timestamp"}
+
+
+def test_a_domain_with_all_records_is_verified(
+    db: Database, settings: Settings, zone: StaticZone, domain: Domain
+) -> None:
+    """D01: the DKIM record comes in two strings of a TXT record."""
+    _publish(zone, domain)
+    assert len(domain.dkim_keys[0].record) > 255
+    seen = domaincheck.check_domain(db, settings, domain)
+    assert _statuses(seen) == dict.fromkeys(("ownership", "dkim", "spf", "dmarc", "a"), "Success")
+    assert seen["dkim"]["value"] == domain.dkim_keys[0].record
+    assert datetime.fromisoformat(seen["timestamp"]).utcoffset() == timedelta(0)
+    after = _stored(db, domain)
+    assert after.verified_at is not None
+    assert after.verification == seen
+
+
+@pytest.mark.parametrize("missing", ["_remails.example.com", "remails._domainkey.example.com"])
+def test_without_ownership_or_dkim_it_is_not_verified(
+    db: Database, settings: Settings, zone: StaticZone, domain: Domain, missing: str
+) -> None:
+    _publish(zone, domain)
+    del zone[missing, "TXT"]
+    domaincheck.check_domain(db, settings, domain)
+    after = _stored(db, domain)
+    assert (after.verified_at, after.checked_at is not None) == (None, True)
+
+
+def test_spf_dmarc_and_an_address_are_judged_but_not_needed(
+    db: Database, settings: Settings, zone: StaticZone, domain: Domain
+) -> None:
+    _publish(zone, domain)
+    del zone["example.com", "TXT"], zone["example.com", "A"], zone["_dmarc.example.com", "TXT"]
+    seen = domaincheck.check_domain(db, settings, domain)
+    assert _statuses(seen) == {
+        "ownership": "Success",
+        "dkim": "Success",
+        "spf": "Error",
+        "dmarc": "Info",
+        "a": "Info",
+    }
+    assert _stored(db, domain).verified_at is not None
+
+
+def test_an_outage_of_dns_says_nothing_and_the_last_good_state_stands(
+    db: Database, settings: Settings, zone: StaticZone, domain: Domain
+) -> None:
+    """D12: SERVFAIL for DKIM, a timeout for SPF, NXDOMAIN for DMARC, of a domain that was verified."""
+    _publish(zone, domain)
+    before = domaincheck.check_domain(db, settings, domain)
+    verified_at = _stored(db, domain).verified_at
+    zone["remails._domainkey.example.com", "TXT"] = Code.SERVFAIL
+    zone["example.com", "TXT"] = Code.TIMEOUT
+    del zone["_dmarc.example.com", "TXT"]
+    for _ in range(2):  # an outage that lasts does not wear the last good state out
+        seen = domaincheck.check_domain(db, settings, _stored(db, domain))
+        assert {name: seen[name]["checked"] for name in ("dkim", "spf", "dmarc")} == {
+            "dkim": False,
+            "spf": False,
+            "dmarc": True,
+        }
+        for name in ("dkim", "spf"):
+            assert (seen[name]["status"], seen[name]["value"]) == ("Success", before[name]["value"])
+            assert seen[name]["reason"].startswith("Could not be checked just now: ")
+        assert (seen["dmarc"]["status"], seen["dmarc"]["value"]) == ("Info", None)
+        assert _stored(db, domain).verified_at == verified_at
+    _publish(zone, domain)
+    assert _statuses(domaincheck.check_domain(db, settings, _stored(db, domain)))["dkim"] == "Success"
+
+
+def test_an_outage_does_not_verify(db: Database, settings: Settings, zone: StaticZone, domain: Domain) -> None:
+    """D12: of a domain that never was verified."""
+    _publish(zone, domain)
+    zone["_remails.example.com", "TXT"] = Code.REFUSED
+    seen = domaincheck.check_domain(db, settings, domain)
+    assert (seen["ownership"]["status"], seen["ownership"]["checked"]) == ("Warning", False)
+    assert _stored(db, domain).verified_at is None
+
+
+def test_records_that_are_gone_are_shown_and_do_not_stop_the_mail(
+    db: Database, settings: Settings, zone: StaticZone, domain: Domain
+) -> None:
+    _publish(zone, domain)
+    domaincheck.check_domain(db, settings, domain)
+    del zone["remails._domainkey.example.com", "TXT"]
+    seen = domaincheck.check_domain(db, settings, _stored(db, domain))
+    assert (seen["dkim"]["status"], seen["dkim"]["checked"]) == ("Error", True)
+    assert _stored(db, domain).verified_at is not None
+
+
+def test_a_key_behind_cnames_counts(db: Database, settings: Settings, zone: StaticZone, domain: Domain) -> None:
+    """D03."""
+    _publish(zone, domain)
+    del zone["remails._domainkey.example.com", "TXT"]
+    zone["remails._domainkey.example.com", "CNAME"] = ["example-com.dkim.esp.example."]
+    zone["example-com.dkim.esp.example", "CNAME"] = ["keys.esp.example."]
+    zone["keys.esp.example", "TXT"] = [domain.dkim_keys[0].record]
+    assert domaincheck.check_domain(db, settings, domain)["dkim"]["status"] == "Success"
+
+
+def test_our_include_is_found_behind_that_of_another(
+    db: Database, settings: Settings, zone: StaticZone, domain: Domain
+) -> None:
+    """D08."""
+    _publish(zone, domain)
+    zone["example.com", "TXT"] = ["v=spf1 include:_spf.example.net -all"]
+    zone["_spf.example.net", "TXT"] = [f"v=spf1 include:{INCLUDE} ~all"]
+    assert domaincheck.check_domain(db, settings, domain)["spf"]["status"] == "Info"
+    zone["_spf.example.net", "TXT"] = Code.SERVFAIL
+    assert domaincheck.check_domain(db, settings, domain)["spf"]["checked"] is False
+
+
+def test_a_record_at_the_doubled_name_is_pointed_out(
+    db: Database, settings: Settings, zone: StaticZone, domain: Domain
+) -> None:
+    """D13: the provider adds the domain to what was typed in with the domain."""
+    for name, text in {
+        "_remails.example.com": f"remails-verification={domain.ownership_token}",
+        "remails._domainkey.example.com": domain.dkim_keys[0].record,
+        "_dmarc.example.com": "v=DMARC1; p=reject",
+    }.items():
+        zone[f"{name}.example.com", "TXT"] = [text]
+    seen = domaincheck.check_domain(db, settings, domain)
+    for name in ("ownership", "dkim", "dmarc"):
+        assert "ends in the domain twice" in seen[name]["reason"]
+
+
+def test_every_active_key_must_be_right(
+    db: Database, settings: Settings, vault: Vault, zone: StaticZone, domain: Domain
+) -> None:
+    _publish(zone, domain)
+    db.run(domains.add_key, vault, domain.id, "second", "ed25519")
+    two = _stored(db, domain)
+    assert domaincheck.check_domain(db, settings, two)["dkim"]["status"] == "Error"
+    [second] = [key for key in two.dkim_keys if key.selector == "second"]
+    zone["second._domainkey.example.com", "TXT"] = [second.record]
+    assert domaincheck.check_domain(db, settings, two)["dkim"]["status"] == "Success"
+
+
+def test_a_domain_that_is_anothers_is_not_verified_and_says_so(
+    db: Database, settings: Settings, vault: Vault, zone: StaticZone, domain: Domain
+) -> None:
+    _publish(zone, domain)
+    domaincheck.check_domain(db, settings, domain)
+    rival = _add(db, vault, "Rival")
+    _publish(zone, rival)
+    seen = domaincheck.check_domain(db, settings, rival)
+    assert (seen["ownership"]["status"], seen["dkim"]["status"]) == ("Error", "Success")
+    assert "Another organization" in seen["ownership"]["reason"]
+    after = _stored(db, rival)
+    assert (after.verified_at, after.verification) == (None, seen)
+
+
+# The repeating task
+
+
+def _age(db: Database, domain: Domain, *, checked: str | None, created: str = "0 s") -> None:
+    db.run(
+        lambda conn: conn.execute(
+            """
+            UPDATE domains SET checked_at = now() - %s::interval, created_at = now() - %s::interval WHERE id = %s
+            """,
+            [checked, created, domain.id],
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("verified", "checked", "created", "is_due"),
+    [
+        (False, None, "0 s", True),
+        (False, "4 minutes", "1 hour", True),
+        (False, "1 minute", "1 hour", False),
+        (False, "4 minutes", "25 hours", False),
+        (False, "21 hours", "25 hours", True),
+        (True, "4 minutes", "1 hour", False),
+        (True, "19 hours", "30 days", False),
+        (True, "21 hours", "30 days", True),
+    ],
+)
+def test_which_domains_are_checked_again(
+    db: Database, settings: Settings, domain: Domain, verified: bool, checked: str | None, created: str, is_due: bool
+) -> None:
+    db.run(domains.save_verification, domain.id, {}, verified=verified)
+    _age(db, domain, checked=checked, created=created)
+    before = _stored(db, domain)
+    asyncio.run(recheck.run(db, settings))
+    assert (_stored(db, domain).checked_at != before.checked_at) == is_due
+
+
+def test_many_domains_are_checked_side_by_side_and_the_slow_one_holds_nobody_up(
+    db: Database, settings: Settings, vault: Vault, zone: StaticZone
+) -> None:
+    some = [_add(db, vault, f"Organization {n}", f"d{n}.example") for n in range(12)]
+    for one in some:
+        _publish(zone, one)
+    zone["d3.example", "TXT"] = Code.TIMEOUT
+    asyncio.run(recheck.run(db, settings))
+    after = [_stored(db, one) for one in some]
+    assert all(one.verified_at for one in after)
+    assert [one.name for one in after if not one.verification["spf"]["checked"]] == ["d3.example"]
+    asyncio.run(recheck.run(db, settings))
+    assert [_stored(db, one).checked_at for one in some] == [one.checked_at for one in after]
+
+
+def test_a_verified_domain_that_breaks_is_a_warning_in_the_log_and_an_outage_is_not(
+    db: Database, settings: Settings, zone: StaticZone, domain: Domain, caplog: pytest.LogCaptureFixture
+) -> None:
+    """D12: no alarm for what could not be checked."""
+    _publish(zone, domain)
+    domaincheck.check_domain(db, settings, domain)
+    often = Settings(
+        host=settings.host,
+        mail=settings.mail,
+        database=settings.database,
+        dns=settings.dns,
+        periodic=Periodic(domains_older_than=1e-6),
+    )
+    zone["remails._domainkey.example.com", "TXT"] = Code.SERVFAIL
+    asyncio.run(recheck.run(db, often))
+    assert "domain is not as it was" not in caplog.messages
+    del zone["remails._domainkey.example.com", "TXT"]
+    asyncio.run(recheck.run(db, often))
+    assert caplog.messages.count("domain is not as it was") == 1
