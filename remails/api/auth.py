@@ -189,7 +189,8 @@ def _admit_to_organization(actor: Actor, rule: Rule) -> None:
 
 def _unauthorized() -> HTTPException:
     # RFC 9110 §11.6.1. A browser's own scripts are not asked: it would open a dialog of its own.
-    ask = None if "Sec-Fetch-Mode" in request.headers else WWWAuthenticate("basic", {"realm": "remails"})
+    # The blank makes werkzeug quote the realm (§11.5).
+    ask = None if "Sec-Fetch-Mode" in request.headers else WWWAuthenticate("basic", {"realm": "Remails API"})
     text = "Log in, or give an API key by HTTP Basic: its id is the user name, its secret the password."
     return Unauthorized(text, www_authenticate=ask)
 
