@@ -3,13 +3,18 @@
 Only CRLF.CRLF ends a message (RFC 5321 §4.1.1.4), wherever the network has cut it, and what follows stays in the buffer:
 the next command of a client that pipelines. The CRLF of the DATA command is the first half of the end of an empty
 message, so it is put back in front, and then one rule holds everywhere. We read blocks, not lines: a block is what has
-arrived, and the dots are taken out of the whole at once. Bare CR, bare LF and NUL pass here; `mail.message.prepare`
-refuses the message that has them.
+arrived, and the dots are taken out of the whole at once.
+
+A bare LF is taken for the CRLF that a sloppy client meant, here and before anything else looks at the message: it never ends
+one, and what is stored, signed and sent is the same, with CRLF throughout. A bare CR or a NUL passes here, and
+`mail.message.prepare` refuses the message.
 """
 
 import asyncio
+import re
 
 END = b"\r\n.\r\n"
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
 async def read(reader: asyncio.StreamReader, limit: int) -> bytes | None:
@@ -47,4 +52,7 @@ async def _block(reader: asyncio.StreamReader) -> bytes:
 
 def _unstuff(wire: bytes) -> bytes:
     """The message between the CRLF before it and the dot that ends it (RFC 5321 §4.5.2)."""
-    return wire[: -len(".\r\n")].replace(b"\r\n.", b"\r\n")[len("\r\n") :]
+    text = wire[: -len(".\r\n")]
+    if text.count(b"\n") != text.count(b"\r\n"):
+        text = _BARE_LF.sub(b"\r\n", text)
+    return text.replace(b"\r\n.", b"\r\n")[len("\r\n") :]
