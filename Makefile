@@ -17,7 +17,7 @@ demo: .venv/dev ## Show a small world of relays, senders and receivers at work
 
 test: .venv/test ## Run the tests; ARGS="-k word" goes to pytest
 	@tests/prepare
-	$(BIN)/pytest -rs $(ARGS)
+	$(BIN)/pytest -rfEs $(ARGS)
 
 check: .venv/test ## Check style, types and layers
 	$(BIN)/ruff check .
