@@ -56,8 +56,7 @@ def _key(text: str) -> str:
     try:
         return address.parse(text.strip()).key
     except address.BadAddress as error:
-        wrong = str(error)
-        raise constraints.invalid(f"{wrong[:1].upper()}{wrong[1:]}.", "address") from None
+        raise constraints.invalid(f"This is not an address: {error}.", "address") from None
 
 
 def _list(organization_id: OrganizationId, refusal: Refused | None = None) -> Response:

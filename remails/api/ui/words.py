@@ -106,12 +106,9 @@ def domain(name: str) -> str:
 
 
 def reply(code: int | None, enhanced: str | None, text: str | None) -> str:
-    """A reply as a server gave it: code, enhanced status code, text."""
+    """A reply as a server gave it: code, enhanced status code, text; words of ours may quote one and have the codes."""
     line = text or ""
-    for part in (enhanced, code and str(code)):
-        if part and not line.startswith(part):
-            line = f"{part} {line}".strip()
-    return line
+    return line if code and str(code) in line else " ".join(str(part) for part in (code, enhanced, line) if part)
 
 
 def recipients(addresses: Sequence[str]) -> str:
@@ -171,7 +168,8 @@ def _done(message: Message, deliveries: Sequence[Delivery], count: Counter[str])
 
 def _said(delivery: Delivery) -> str:
     line = reply(delivery.last_code, delivery.last_enhanced, delivery.last_reply).rstrip(".") or "no reply"
-    return f"{delivery.mx_host} said {line}" if delivery.mx_host and delivery.last_code else line
+    is_theirs = delivery.mx_host and delivery.last_code and line.startswith(str(delivery.last_code))
+    return f"{delivery.mx_host} said {line}" if is_theirs else line
 
 
 def _waiting(deliveries: Sequence[Delivery], now: datetime) -> str:
