@@ -12,6 +12,9 @@ from remails.dev import dns
 from remails.dev.mailbox import Mailbox
 
 
+TTL = 5  # seconds: resolvers need not ask for each mail, and who changes something in the pages need not wait
+
+
 @contextlib.asynccontextmanager
 async def running(
     zone: dns.Zone,
@@ -23,7 +26,7 @@ async def running(
 ) -> AsyncIterator[tuple[dns.Server, Mailbox]]:
     """Both, started, until the block ends. Addresses are (host, port). Raises OSError if one is taken."""
     async with contextlib.AsyncExitStack() as stack:
-        server = dns.Server(zone, *dns_address)
+        server = dns.Server(zone, *dns_address, ttl=TTL)
         stack.push_async_callback(server.close)
         await server.start()
         mailbox = Mailbox(directory, (server.host, server.port), smtp_addresses, http=http_address)
