@@ -40,6 +40,7 @@ def create_app(settings: Settings, db: Database, publisher: Publisher, vault: Va
     app = flask.Flask("remails.api", static_folder="static", template_folder="templates")
     app.extensions["remails"] = State(settings, db, publisher, vault, pepper)
     app.config["MAX_CONTENT_LENGTH"] = MAX_FORM
+    app.config["SEND_FILE_MAX_AGE_DEFAULT"] = 3600  # of static files, whose address changes with the version
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     if proxies := settings.api.trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=0)  # type: ignore[method-assign]

@@ -22,7 +22,7 @@ import flask
 import msgspec
 from flask import request
 from werkzeug.datastructures import MultiDict
-from werkzeug.exceptions import BadRequest, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 from werkzeug.wrappers import Response
 
 from remails.api import auth
@@ -167,10 +167,13 @@ def encode(value: object) -> bytes:
 
 
 def _read_body(kind: Any, limit: int) -> Any:
-    request.max_content_length = limit
+    # One more than the limit: of a chunked body that is too long, werkzeug gives what fits and says nothing.
+    request.max_content_length = limit + 1
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as application/json.")
     data = request.get_data()
+    if len(data) > limit:
+        raise RequestEntityTooLarge(f"The body is larger than {limit:,} bytes.")
     try:
         value = msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

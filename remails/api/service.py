@@ -64,10 +64,13 @@ def main(settings: Settings) -> None:
         bind = [] if os.environ.get("LISTEN_PID") == str(os.getpid()) else [f"fd://{_listen(settings.api.listen)}"]
     except ConfigError as error:
         service.fail("api", error)
-    log.info("starting", service="api", pid=os.getpid())
+    arbiter = os.getpid()
+    log.info("starting", service="api", pid=arbiter)
     try:
         gunicorn.arbiter.Arbiter(_Application(settings, bind)).run()
     except SystemExit as end:
+        if os.getpid() != arbiter:
+            raise  # the end of a worker
         # A worker has said in a sentence why it cannot start.
         sys.exit(service.EX_CONFIG if end.code == gunicorn.arbiter.Arbiter.APP_LOAD_ERROR else end.code)
 
