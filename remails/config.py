@@ -202,6 +202,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         path = Path(os.environ.get("CREDENTIALS_DIRECTORY") or self.credentials_directory) / "database_password"
         return self.credential("database_password") if path.exists() else None
 
+    def bus_client_key(self) -> str:
+        """The credential `bus_client_key`; empty where there is no bus. Raises ConfigError."""
+        return self.credential("bus_client_key") if self.bus.endpoints else ""
+
     @property
     def spf_include(self) -> str:
         """The name customers include in their SPF record."""

@@ -264,7 +264,7 @@ def _new_message(
     def delivery(recipient: address.Address) -> messages.NewDelivery:
         status = "suppressed" if (sender.organization_id, recipient.key) in suppressed else waiting
         # The same project reaches the same domain from the same address: greylisting and reputation want it so.
-        source = addresses.choose(candidates, sender.project_id.bytes + recipient.domain.encode())
+        source = addresses.choose(candidates, addresses.key(sender.project_id, recipient.domain))
         return messages.NewDelivery(str(recipient), recipient.domain, status, source)
 
     return messages.NewMessage(

@@ -47,6 +47,17 @@ def pool_create(act: Act, name: str, is_default: bool) -> None:
     click.echo(str(made.id))
 
 
+@pool.command("default")
+@click.argument("name")
+@connected
+def pool_default(act: Act, name: str) -> None:
+    """Let mail leave from this pool where no other is assigned; messages that were taken before stay in theirs."""
+    chosen = named.pool(act.conn, name)
+    addresses.set_default_pool(act.conn, chosen.id)
+    act.log(None, "updated", "pool", chosen.id, {"is_default": True})
+    click.echo(f"{name} is the default now.")
+
+
 @pool.command("assign")
 @click.argument("name", metavar="POOL|none")
 @click.argument("organization")

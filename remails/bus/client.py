@@ -72,9 +72,10 @@ class Publisher:
         self._numbers: Counter[str] = Counter()
 
     def open(self) -> None:
-        """Connect now, so that the first note is not lost; raises ConfigError for bad keys."""
-        with self._lock:
-            self._opened()
+        """Connect now, so that the first note is not lost; without endpoints there is no bus. Raises ConfigError for bad keys."""
+        if self._settings.endpoints:
+            with self._lock:
+                self._opened()
 
     def publish(self, event: events.Event) -> None:
         """Say one note."""

@@ -71,14 +71,12 @@ def main(settings: Settings) -> None:
 async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Sequence[socket.socket]]) -> None:
     """Take mail until `stop`, on the sockets `passed` or else on the ports of the settings. Raises ConfigError."""
     pepper = Pepper(settings.credential("pepper"))
-    key = settings.credential("bus_client_key") if settings.bus.endpoints else ""
-    publisher = Publisher(settings.bus, key)
+    publisher = Publisher(settings.bus, settings.bus_client_key())
     db = Database(settings.database, settings.database_password(), "inbound")
     handler = Handler(db, publisher, pepper, settings.mail)
     server = Server(settings, handler, tls_context(settings.inbound))
     try:
-        if key:
-            publisher.open()
+        publisher.open()
         db.open()
         await server.listen(passed)
         service.ready("taking mail")

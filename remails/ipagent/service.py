@@ -48,13 +48,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     provider = providers.make(settings)
     if settings.ipagent.lease <= 2 * settings.ipagent.interval:
         raise ConfigError("ipagent.lease: must be more than twice ipagent.interval, or a late turn loses the addresses")
-    key = settings.credential("bus_client_key") if settings.bus.endpoints else ""
-    publisher = Publisher(settings.bus, key)
+    publisher = Publisher(settings.bus, settings.bus_client_key())
     db = Database(settings.database, settings.database_password(), "ipagent")
     mine = agent.Agent(settings, db, publisher, provider)
     try:
-        if key:
-            publisher.open()
+        publisher.open()
         db.open()
         service.ready(f"holding addresses of provider {provider.name}")
         await asyncio.gather(

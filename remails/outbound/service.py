@@ -252,11 +252,10 @@ def main(settings: Settings) -> None:
     async def serve(stop: asyncio.Event) -> None:
         vault = Vault(settings.credential("encryption_keys"))
         db = Database(settings.database, settings.database_password(), "outbound")
-        key = settings.credential("bus_client_key") if settings.bus.endpoints else ""
+        key = settings.bus_client_key()
         publisher = client.Publisher(settings.bus, key)
         subscriber = client.Subscriber(settings.bus, key, [f"addresses/{settings.host}/"]) if key else None
-        if key:
-            publisher.open()
+        publisher.open()
         db.open()
         try:
             await Outbound(settings, db, publisher, vault).run(stop, subscriber)

@@ -6,7 +6,7 @@ turn of its first day.
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from remails import domaincheck, resolver
 from remails.config import Settings
@@ -18,24 +18,16 @@ from remails.store.domains import Domain
 log = Log("remails.periodic")
 
 _AT_ONCE = 8  # domains; each is a handful of questions
-_MOST = 5000  # domains looked through in one turn, those that waited longest first
-_FIRST = timedelta(days=1)
+_MOST = 1000  # domains in one turn, those that waited longest first
 
 
 async def run(db: Database, settings: Settings) -> None:
     """Check what is due, several domains side by side."""
     often = timedelta(seconds=settings.periodic.domains_interval / 2)
     seldom = timedelta(seconds=settings.periodic.domains_older_than)
-    waiting = await db.call(domains.due_for_check, min(often, seldom), _MOST)
-    due = [domain for domain in waiting if _is_due(domain, seldom)]
+    due = await db.call(domains.due_for_check, seldom, _MOST, new_older_than=often)
     if due:
         log.info("domains checked", domains=len(due), proved=sum(await _check(db, settings, due)))
-
-
-def _is_due(domain: Domain, seldom: timedelta) -> bool:
-    now = datetime.now(UTC)
-    is_new = domain.verified_at is None and now - domain.created_at < _FIRST
-    return is_new or domain.checked_at is None or now - domain.checked_at >= seldom
 
 
 async def _check(db: Database, settings: Settings, due: list[Domain]) -> list[bool]:

@@ -77,14 +77,12 @@ def main(settings: Settings) -> None:
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run the tasks, or stand by, until `stop`. Raises ConfigError."""
-    key = settings.credential("bus_client_key") if settings.bus.endpoints else ""
-    publisher = Publisher(settings.bus, key)
+    publisher = Publisher(settings.bus, settings.bus_client_key())
     password = settings.database_password()
     db = Database(settings.database, password, "periodic")
     leadership = Leadership(settings.database, password, "periodic")
     try:
-        if key:
-            publisher.open()
+        publisher.open()
         db.open()
         service.ready("standing by")
         term = functools.partial(serve_term, leadership, tasks(settings, db, publisher), stop)

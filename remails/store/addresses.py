@@ -143,7 +143,7 @@ def create_pool(conn: Connection, name: str, *, is_default: bool = False) -> Poo
     """
     with constraints.explained(conn, _REFUSALS), conn.cursor(row_factory=class_row(Pool)) as cursor:
         if is_default:
-            conn.execute("UPDATE pools SET is_default = false WHERE is_default")
+            _no_default(conn)
         pool = cursor.execute(
             """
             INSERT INTO pools (id, name, is_default) VALUES (%s, %s, %s)
@@ -153,6 +153,16 @@ def create_pool(conn: Connection, name: str, *, is_default: bool = False) -> Poo
         ).fetchone()
     assert pool is not None
     return pool
+
+
+def set_default_pool(conn: Connection, pool_id: PoolId) -> None:
+    """Let this pool be the one of those who were given no other."""
+    _no_default(conn)
+    conn.execute("UPDATE pools SET is_default = true WHERE id = %s", [pool_id])
+
+
+def _no_default(conn: Connection) -> None:
+    conn.execute("UPDATE pools SET is_default = false WHERE is_default")
 
 
 def list_pools(conn: Connection) -> list[Pool]:

@@ -134,12 +134,19 @@ def list_(conn: db.Connection, organization_id: OrganizationId) -> list[Domain]:
     return _select(conn, organization_id=organization_id)
 
 
-def due_for_check(conn: db.Connection, older_than: timedelta, limit: int) -> list[Domain]:
-    """Domains whose DNS was not looked at for so long, the longest first, of every organization."""
+def due_for_check(
+    conn: db.Connection, older_than: timedelta, limit: int, *, new_older_than: timedelta | None = None
+) -> list[Domain]:
+    """Domains whose DNS was not looked at for so long, the longest first, of every organization.
+
+    Those that wait for their records to appear, on their first day, are due after `new_older_than` already.
+    """
     due = conn.execute(
-        """SELECT id FROM domains WHERE checked_at IS NULL OR checked_at < now() - %s
-           ORDER BY checked_at NULLS FIRST LIMIT %s""",
-        [older_than, limit],
+        """SELECT id FROM domains
+           WHERE checked_at IS NULL OR checked_at < now() - %(older_than)s
+               OR (verified_at IS NULL AND created_at > now() - interval '1 day' AND checked_at < now() - %(new)s)
+           ORDER BY checked_at NULLS FIRST LIMIT %(limit)s""",
+        {"older_than": older_than, "new": new_older_than or older_than, "limit": limit},
     ).fetchall()
     found = {domain.id: domain for domain in _select(conn, ids=[domain_id for (domain_id,) in due])}
     return [found[domain_id] for (domain_id,) in due]

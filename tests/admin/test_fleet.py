@@ -24,6 +24,14 @@ def test_pools_and_addresses(terminal: Terminal) -> None:
     assert (first["provider"], first["zone"], second["ip"]) == ("upcloud", "nl-ams1", "2001:db8::1")
 
 
+def test_another_pool_becomes_the_default(terminal: Terminal) -> None:
+    terminal.do("pool", "create", "first", "--default")
+    terminal.do("pool", "create", "second")
+    terminal.do("pool", "default", "second")
+    assert {pool["name"]: pool["default"] for pool in terminal.json("pool", "list")} == {"first": False, "second": True}
+    assert "no pool" in terminal.refused("pool", "default", "third")
+
+
 def test_address_refusals(terminal: Terminal) -> None:
     assert "no pool" in terminal.refused("address", "add", "192.0.2.1", "--pool", "shared", "--ptr-name", "x.example")
     terminal.do("pool", "create", "shared")

@@ -193,6 +193,13 @@ def test_due_for_check(conn: Connection, vault: Vault, acme: OrganizationId) -> 
     assert due[0].dkim_keys == never.dkim_keys
     assert [one.id for one in domains.due_for_check(conn, timedelta(days=1), 1)] == [never.id]
 
+    conn.execute("UPDATE domains SET checked_at = now() - interval '10 minutes'")
+    domains.save_verification(conn, old.id, {}, verified=True)
+    conn.execute("UPDATE domains SET checked_at = now() - interval '10 minutes' WHERE id = %s", [old.id])
+    conn.execute("UPDATE domains SET created_at = now() - interval '2 days' WHERE id = %s", [never.id])
+    due = domains.due_for_check(conn, timedelta(days=1), 10, new_older_than=timedelta(minutes=5))
+    assert [one.id for one in due] == [fresh.id], "only what is new and waits for its records"
+
 
 def test_all_names_with_records(conn: Connection, vault: Vault, acme: OrganizationId) -> None:
     made = _add(conn, vault, acme, "example.com")
