@@ -4,8 +4,6 @@
 rule for each route (`auth`), leave errors to `problems`, and find settings and database through `state`.
 """
 
-import importlib
-import importlib.util
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +17,7 @@ from werkzeug.wrappers import Response
 from remails import __version__
 from remails.api import auth, operations, problems, reference, rest
 from remails.api.state import State
+from remails.api.ui import pages
 from remails.bus.client import Publisher
 from remails.config import Settings
 from remails.db import Database
@@ -49,14 +48,9 @@ def create_app(settings: Settings, db: Database, publisher: Publisher, vault: Va
     auth.register(app)
     operations.add_routes(app, rest.NOUNS)
     reference.add_routes(app, rest.NOUNS)
-    _add_pages(app)
+    app.register_blueprint(pages.blueprint)
     app.after_request(_finish(settings))
     return app
-
-
-def _add_pages(app: flask.Flask) -> None:
-    if importlib.util.find_spec("remails.api.ui") and importlib.util.find_spec("remails.api.ui.pages"):
-        app.register_blueprint(importlib.import_module("remails.api.ui.pages").blueprint)
 
 
 def _start() -> None:

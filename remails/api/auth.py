@@ -130,7 +130,7 @@ def authorise() -> None:
     if rule is None:
         raise RuntimeError(f"the route {request.url_rule} states no rule")
     if rule.public:
-        _refuse_other_sites(has_key=request.authorization is not None)
+        _refuse_other_sites()
         return
     organization_id: UUID | None = (request.view_args or {}).get("organization_id")
     with state().db.transaction() as conn:
@@ -314,8 +314,13 @@ def client_address() -> str:
 
 def _network() -> str:
     """The client's address; of IPv6 the /64, which is one subscriber."""
-    address = ipaddress.ip_address(client_address())
-    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+    try:
+        address = ipaddress.ip_address(client_address().partition("%")[0])
+    except ValueError:
+        return client_address()[:100]  # what a proxy of ours says it is
+    if address.version == 4 or address.ipv4_mapped:
+        return str(address if address.version == 4 else address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 # Forged requests
@@ -335,15 +340,15 @@ def _refuse_forgery(actor: Actor) -> None:
     """A request that changes something and comes with a cookie must come from a page of ours."""
     if request.method in SAFE_METHODS or actor.session is None:
         return
-    _refuse_other_sites(has_key=False)
+    _refuse_other_sites()
     given = request.headers.get("X-CSRF-Token") or request.form.get("csrf_token", "")
     if not hmac.compare_digest(given.encode(), _token(actor.session).encode()):
         raise Forbidden("The page is out of date. Load it again and repeat what you did.")
 
 
-def _refuse_other_sites(*, has_key: bool) -> None:
+def _refuse_other_sites() -> None:
     """Refuse what a browser says was sent by a page of another site; programs say nothing."""
-    if has_key or request.method in SAFE_METHODS:
+    if request.method in SAFE_METHODS:
         return
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     ours = (_origin(state().settings.api.url), _origin(request.host_url))

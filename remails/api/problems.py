@@ -28,7 +28,7 @@ log = Log("remails.api")
 RETRY_AFTER = "5"
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """A problem in the words of RFC 9457 §3.1."""
 
     title: str
@@ -37,8 +37,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     instance: str
     description: str
     reference: str
-    type: str = msgspec.field(default_factory=lambda: "about:blank")
-    field: str | None = None
+    type: str = "about:blank"
+    field: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Invalid(UnprocessableEntity):
@@ -104,7 +104,9 @@ def _answer(
     if log_as is not None:
         log.warning("request put off", reference=reference, route=route(), reason=log_as)
     else:
-        log.info("request refused", reference=reference, route=route(), status=status, reason=detail, field=field)
+        # What is wrong with a field quotes the field, which is nobody's business.
+        reason = None if field else detail
+        log.info("request refused", reference=reference, route=route(), status=status, reason=reason, field=field)
     if _for_program():
         problem = Problem(
             title=title,
@@ -113,7 +115,7 @@ def _answer(
             instance=f"urn:uuid:{reference}",
             description=detail,
             reference=reference,
-            field=field,
+            field=field or msgspec.UNSET,
         )
         return Response(msgspec.json.encode(problem), status, mimetype="application/problem+json")
     return _page(status, title, detail, reference)

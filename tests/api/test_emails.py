@@ -8,14 +8,20 @@ from email.utils import parseaddr
 from typing import Any
 from uuid import UUID
 
+import flask
 import pytest
-from api.caller import Caller
+from api.caller import Caller, by_key
+from msgspec import structs
 from seed import Tenant
 
+from remails.api.app import create_app
 from remails.api.rest import emails
+from remails.bus.client import Publisher
+from remails.config import Settings
 from remails.db import Database
 from remails.store import addresses, messages, organizations, queue, suppressions
 from remails.store.ids import MessageId
+from remails.vault import Pepper, Vault
 
 MAIL = {"from": "app@acme.example", "to": "b@example.net", "subject": "Hello", "text_body": "Hi\n"}
 
@@ -299,6 +305,33 @@ def test_expires_in_shortens_what_the_relay_would_try(send: Any, db: Database, t
     assert expires - created == timedelta(minutes=10)
     far = send(expires_in=1e12).get_json()
     assert datetime.fromisoformat(far["expires_at"]) - datetime.fromisoformat(far["created_at"]) == timedelta(days=4)
+
+
+def test_what_is_stored_is_201_even_if_it_cannot_be_read_back(
+    app: flask.Flask, key: Caller, db: Database, settings: Settings, vault: Vault, pepper: Pepper, tenant: Tenant
+) -> None:
+    # The lists are made unreadable within the time a statement may take; storing goes on.
+    with db.transaction() as conn:
+        conn.execute("ALTER TABLE messages RENAME TO stored")
+        conn.execute("CREATE VIEW messages AS SELECT * FROM stored WHERE pg_sleep(60 + size) IS NOT NULL")
+    hurried = structs.replace(settings.database, statement_timeout=0.5)
+    quick = Database(hurried, None, "test")
+    quick.open()
+    caller = by_key(create_app(settings, quick, Publisher(settings.bus, ""), vault, pepper).test_client(), tenant)
+    response = caller("POST", send_path(tenant), {**MAIL, "label": "A b", "expires_in": 60})
+    quick.close()
+    assert response.status_code == 201
+    with db.transaction() as conn:
+        conn.execute("DROP VIEW messages")
+        conn.execute("ALTER TABLE stored RENAME TO messages")
+    shown = key.ok("GET", path(tenant))[0]
+    answer = response.get_json()
+    assert answer.pop("status") == "processing"
+    assert shown.pop("status") == "accepted"
+    for differs in ("size", "raw_size", "retry_after", "updated_at"):  # known once it is looked at
+        answer.pop(differs)
+        shown.pop(differs)
+    assert answer == shown
 
 
 # Looking

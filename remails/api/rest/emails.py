@@ -10,7 +10,7 @@ in the form the first version of this API had.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Literal
 
@@ -236,7 +236,7 @@ def send(project_id: ProjectId, *, body: NewEmail) -> Email:
             return _shown(conn, [_find(conn, given.id)])[0]
     except Unavailable:
         # It is stored: an error now would make the client send it again.
-        return _just_accepted(given, outcome)
+        return _just_accepted(body, given, outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,29 +305,30 @@ def _composed(body: NewEmail, sender: _Party, recipients: Sequence[_Party], mess
         raise Invalid(name, f"{name}: {error.reason}") from None
 
 
-def _just_accepted(given: submission.Submission, outcome: submission.Accepted) -> Email:
-    recipients = [str(recipient) for recipient in given.recipients]
+def _just_accepted(body: NewEmail, given: submission.Submission, outcome: submission.Accepted) -> Email:
+    """What is known of an email without looking at it again."""
+    recipients = [str(recipient) for recipient in dict.fromkeys(given.recipients)]
+    nothing_yet = RecipientDetails(status=RecipientStatus(type="None"), log=Log(lines=[]))
+    longest = state().settings.mail.expire_after
     return Email(
         id=given.id,
         project_id=given.sender.project_id,
         status="processing",
         reason=None,
-        delivery_details={
-            one: RecipientDetails(status=RecipientStatus(type="None"), log=Log(lines=[])) for one in recipients
-        },
+        delivery_details=dict.fromkeys(recipients, nothing_yet),
         smtp_credential_id=None,
         api_key_id=given.sender.api_key_id,
         from_email=str(given.mail_from),
         recipients=recipients,
-        subject="",
+        subject=body.subject,
         raw_size=_for_people(len(given.raw)),
         size=len(given.raw),
         message_id_header=outcome.message_id_header,
         created_at=outcome.created_at,
         updated_at=outcome.created_at,
         retry_after=None,
-        expires_at=outcome.created_at,
-        label=given.label,
+        expires_at=outcome.created_at + timedelta(seconds=min(given.expires_in or longest, longest)),
+        label=message.normalise_label(given.label or ""),
         attempts=0,
         has_content=True,
     )
