@@ -11,7 +11,6 @@ from pathlib import Path
 from remails.dev import dns
 from remails.dev.mailbox import Mailbox
 
-
 TTL = 5  # seconds: resolvers need not ask for each mail, and who changes something in the pages need not wait
 
 

@@ -239,11 +239,11 @@ def _one_claimed_delivery(conn: Connection, pool: Pool, host_id: ids.HostId) -> 
     )
     conn.execute(
         """
-        INSERT INTO messages (id, organization_id, project_id, pool_id, expires_at, mail_from, header_from, subject,
-            message_id_header, size, eight_bit, smtputf8)
-        VALUES (%s, %s, %s, %s, now() + interval '1 day', '', '', '', '', 0, false, false)
+        INSERT INTO messages (id, organization_id, project_id, domain_id, pool_id, expires_at, mail_from, header_from,
+            subject, message_id_header, size, eight_bit, smtputf8)
+        VALUES (%s, %s, %s, %s, %s, now() + interval '1 day', '', '', '', '', 0, false, false)
         """,
-        [message_id, organization_id, project_id, pool.id],
+        [message_id, organization_id, project_id, ids.new(), pool.id],
     )
     conn.execute(
         """
