@@ -41,7 +41,7 @@ for part in (session, organizations, emails, domains, projects, keys, suppressio
 
 @blueprint.record_once
 def _add_filters(setup: BlueprintSetupState) -> None:
-    for word in (words.moment, words.absolute, words.size, words.number, words.recipients, words.domain):
+    for word in (words.moment, words.absolute, words.span, words.size, words.number, words.recipients, words.domain):
         setup.app.add_template_filter(word)
     setup.app.jinja_env.globals |= {
         "asset": asset,
@@ -61,14 +61,13 @@ def _add_filters(setup: BlueprintSetupState) -> None:
 @blueprint.app_context_processor
 def _context() -> dict[str, Any]:
     """One moment for the whole page, who looks at it, and what was just done."""
-    me = flask.g.get("actor")
-    return {"me": me, "others": _others(me), "notice": answers.notice(), "now": datetime.now(UTC)}
+    return {"me": flask.g.get("actor"), "others": _others, "notice": answers.notice(), "now": datetime.now(UTC)}
 
 
-def _others(me: auth.Actor | None) -> list[stored.Organization]:
+def _others() -> list[stored.Organization]:
     """The other organizations a user can switch to."""
-    here = answers.organization()
-    if me is None or me.user is None or here is None:
+    me, here = auth.current(), answers.organization()
+    if me is None or here is None:
         return []
     try:
         mine = state().db.run(stored.list_for_user, UserId(me.id))
