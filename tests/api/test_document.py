@@ -50,7 +50,7 @@ def test_the_document_hangs_together(document: dict[str, Any]) -> None:
     tags = {tag["name"] for tag in document["tags"]}
     for method, path, one in operations(document):
         assert set(one["tags"]) <= tags
-        assert one["summary"].endswith((".", "429.")), path
+        assert 5 < len(one["summary"]) < 60, path
         in_path = {parameter["name"] for parameter in one["parameters"] if parameter["in"] == "path"}
         assert in_path == set(re.findall(r"{(\w+)}", path))
         assert ("requestBody" in one) <= (method in ("post", "put"))

@@ -139,7 +139,7 @@ def update(*, body: NewOrganization) -> Organization:
 
 @noun.operation("DELETE", PATH, auth.member(Role.admin, keys=False))
 def remove() -> OrganizationId:
-    """Delete an organization with all that belongs to it, its emails included."""
+    """Delete an organization. All that belongs to it goes too, its emails included."""
     found = auth.organization()
     with state().db.transaction() as conn:
         organizations.remove(conn, found.id)
