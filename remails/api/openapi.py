@@ -77,12 +77,12 @@ def _query_fields(operation: Operation) -> Iterator[tuple[str, Any, Any]]:
 
 def _operation(noun: Noun, operation: Operation, schema: dict[str, Any]) -> dict[str, Any]:
     # The first clause says it briefly.
-    summary, description = re.split(r"[.;](?:\s+|$)", inspect.cleandoc(operation.fn.__doc__ or ""), maxsplit=1)
+    summary, description = re.split(r"[.;:](?:\s+|$)", inspect.cleandoc(operation.fn.__doc__ or ""), maxsplit=1)
     found: dict[str, Any] = {
         "operationId": operation.name,
         "tags": [noun.name],
         "summary": summary,
-        "description": "\n\n".join(filter(None, [description[:1].upper() + description[1:], f"For: {operation.rule.text}."])),
+        "description": f"{description[:1].upper()}{description[1:]}\n\nFor: {operation.rule.text}.".strip(),
         "parameters": [*_path_parameters(operation), *_query_parameters(operation, schema)],
         "responses": {str(operation.status): _answer(operation, schema), **_problems(operation)},
         "security": _security(operation.rule),
