@@ -205,9 +205,7 @@ def _check_quotas(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_Ma
     if not limited:
         return outcomes
     senders.lock_quotas(conn, limited)
-    used = Counter(
-        {id_: usage.used_since(conn, id_, _month_before(project.quota_reset)) for id_, project in limited.items()}
-    )
+    used = Counter({id_: usage.used_since(conn, id_, project.quota_since) for id_, project in limited.items()})
 
     def check(mail: _Mail) -> _Mail:
         assert mail.project is not None
@@ -220,10 +218,6 @@ def _check_quotas(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_Ma
         return mail
 
     return _each(outcomes, check)
-
-
-def _month_before(reset: datetime) -> datetime:
-    return (reset.replace(day=1) - timedelta(days=1)).replace(day=min(reset.day, 28))
 
 
 def _store(conn: Connection, settings: Mail, now: datetime, mails: Sequence[_Mail]) -> list[messages.NewMessage]:

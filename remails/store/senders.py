@@ -18,6 +18,7 @@ class Project:
     organization_id: OrganizationId
     block_status: str
     message_quota: int | None
+    quota_since: datetime
     quota_reset: datetime
     pool_id: PoolId | None
     """The project's pool, else its organization's, else the default; None where there is no pool at all."""
@@ -43,7 +44,7 @@ def projects(
         rows = cursor.execute(
             """
             SELECT p.id AS project_id, p.organization_id, o.block_status::text AS block_status, o.message_quota,
-                o.quota_reset, coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)) AS pool_id
+                o.quota_reset - interval '1 month' AS quota_since, o.quota_reset, coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)) AS pool_id
             FROM unnest(%s::uuid[], %s::uuid[]) AS wanted (project_id, organization_id)
             JOIN projects p ON p.id = wanted.project_id AND p.organization_id = wanted.organization_id
             JOIN organizations o ON o.id = p.organization_id
