@@ -72,7 +72,9 @@ def compose(
         _field("Date", [format_datetime(now)]),
         _field("Message-ID", [_id("message_id", message_id)]),
         _field("In-Reply-To", [_id("in_reply_to", in_reply_to)]) if in_reply_to else "",
-        _field("References", [_id(f"references[{n}]", given) for n, given in enumerate(references)]) if references else "",
+        _field("References", [_id(f"references[{n}]", given) for n, given in enumerate(references)])
+        if references
+        else "",
         "MIME-Version: 1.0\r\n",
     ]
     return "".join(fields).encode() + _body(text, html)

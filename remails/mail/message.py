@@ -47,8 +47,7 @@ MAX_LABEL = 30  # characters
 
 # RFC 5322 §3.6: at most once. Two readers of a message with two of them see two different messages.
 _SINGLE = {
-    name.lower().encode(): name
-    for name in ("From", "Sender", "Reply-To", "To", "Cc", "Subject", "Date", "Message-ID")
+    name.lower().encode(): name for name in ("From", "Sender", "Reply-To", "To", "Cc", "Subject", "Date", "Message-ID")
 }
 _LABEL = b"x-remails-label"
 _DROPPED = {b"bcc", b"resent-bcc", b"return-path", b"idempotency-key"}

@@ -66,9 +66,17 @@ def suggested(domain: str, selector: str, dkim_record: str, spf_include: str, to
     """The records for a domain, in the order to publish them."""
     return [
         Record(ownership_name(domain), "TXT", _OWNERSHIP + token, "Proves that the domain is yours", True),
-        Record(dkim_name(selector, domain), "TXT", dkim_record, "DKIM: the key that receivers check signatures with", True),
+        Record(
+            dkim_name(selector, domain), "TXT", dkim_record, "DKIM: the key that receivers check signatures with", True
+        ),
         Record(domain, "TXT", f"v=spf1 include:{spf_include} -all", "SPF: allows our servers to send for you", True),
-        Record(dmarc_name(domain), "TXT", "v=DMARC1; p=reject", "DMARC: mail that only claims to be yours is refused", False),
+        Record(
+            dmarc_name(domain),
+            "TXT",
+            "v=DMARC1; p=reject",
+            "DMARC: mail that only claims to be yours is refused",
+            False,
+        ),
     ]
 
 
@@ -133,7 +141,9 @@ def ownership(answers: Sequence[str], token: str, *, doubled: Sequence[str] = ()
         return Verdict("Success", "The domain is yours", wanted)
     for answer in answers:
         if token in answer:
-            return _faulty("ownership", answer) or Verdict("Error", f"The record must be {wanted} and nothing else", answer)
+            return _faulty("ownership", answer) or Verdict(
+                "Error", f"The record must be {wanted} and nothing else", answer
+            )
     for answer in answers:
         if _OWNERSHIP in answer:
             return Verdict("Error", f"The record has another token, publish {wanted}", answer)
@@ -165,7 +175,9 @@ def dkim(answers: Sequence[str], expected_record: str, *, doubled: Sequence[str]
     if "y" in dict(_tags(value)).get("t", "").split(":"):
         return Verdict("Warning", "The DKIM record says that it is only a test (t=y), remove that", value)
     if len(answers) > 1:
-        return Verdict("Warning", "Another TXT record stands at the name of the DKIM record, some receivers read that", value)
+        return Verdict(
+            "Warning", "Another TXT record stands at the name of the DKIM record, some receivers read that", value
+        )
     return Verdict("Success", "The DKIM record is right", value)
 
 
@@ -225,9 +237,7 @@ class _Term:
     value: str
 
 
-def spf(
-    answers: Sequence[str], include: str, *, lookup: Callable[[str], Sequence[str]] | None = None
-) -> Verdict:
+def spf(answers: Sequence[str], include: str, *, lookup: Callable[[str], Sequence[str]] | None = None) -> Verdict:
     """Whether the domain's SPF record lets our servers send.
 
     Args:
@@ -264,7 +274,9 @@ def _spf_terms(record: str) -> list[_Term] | str:
     terms: list[_Term] = []
     for word in record.split()[1:]:
         term = _SPF_TERM.fullmatch(word)
-        if term is None or ((term["name"] or "").lower() in ("include", "ip4", "ip6", "exists") and term["mark"] != ":"):
+        if term is None or (
+            (term["name"] or "").lower() in ("include", "ip4", "ip6", "exists") and term["mark"] != ":"
+        ):
             return f"The SPF record is not valid at {word[:60]}, so receivers ignore all of it (permerror)"
         if term["modifier"]:
             terms.append(_Term(term["modifier"].lower(), "", _name(term["argument"])))
@@ -336,7 +348,9 @@ def _is_behind(terms: list[_Term], wanted: str, lookup: Callable[[str], Sequence
 
 
 def _targets(terms: list[_Term]) -> list[str]:
-    return [term.value for term in terms if term.name == "redirect" or (term.name == "include" and term.qualifier == "+")]
+    return [
+        term.value for term in terms if term.name == "redirect" or (term.name == "include" and term.qualifier == "+")
+    ]
 
 
 # --- DMARC ----------------------------------------------------------------------------------------------------------

@@ -13,9 +13,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def wait(attempts: int, *, life: timedelta = timedelta(days=4), seed: int = 1) -> timedelta | None:
-    again = backoff.next_attempt(
-        attempts, now=NOW, expires_at=NOW + life, first=MINUTE, jitter=random.Random(seed)
-    )
+    again = backoff.next_attempt(attempts, now=NOW, expires_at=NOW + life, first=MINUTE, jitter=random.Random(seed))
     return None if again is None else again - NOW
 
 

@@ -100,7 +100,9 @@ def test_html_alone() -> None:
     assert content(found) == "<p>hi</p>\n"
 
 
-@pytest.mark.parametrize("name", ["from", "to[0]", "cc[1]", "reply_to", "subject", "in_reply_to", "references[1]", "message_id"])
+@pytest.mark.parametrize(
+    "name", ["from", "to[0]", "cc[1]", "reply_to", "subject", "in_reply_to", "references[1]", "message_id"]
+)
 @pytest.mark.parametrize("bad", ["x\r\nBcc: v@evil.example", "hello\n\nHello there", "x\r", "a\0b", "a\ud800b"])
 def test_no_piece_can_end_its_line(name: str, bad: str) -> None:
     """A01, A09: the field is named."""
@@ -195,7 +197,18 @@ def test_quoted_and_international_local_parts() -> None:
 
 @pytest.mark.parametrize(
     "subject",
-    ["", "Grüße", "x" * 500, "word " * 100, " lead and trail ", "a  b", "=?utf-8?q?x?=", "tab\t", "漢字" * 100, "a=b?c"],
+    [
+        "",
+        "Grüße",
+        "x" * 500,
+        "word " * 100,
+        " lead and trail ",
+        "a  b",
+        "=?utf-8?q?x?=",
+        "tab\t",
+        "漢字" * 100,
+        "a=b?c",
+    ],
 )
 def test_subjects(subject: str) -> None:
     raw = composed(subject=subject)

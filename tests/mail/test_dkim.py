@@ -214,12 +214,16 @@ def test_one_key_signs_in_many_threads() -> None:
     key = dkim.load(RSA_DER)
     raws = [HEADER + b"\r\n" + str(number).encode() * 50 + b"\r\n" for number in range(40)]
     with ThreadPoolExecutor(8) as threads:
-        fields = list(threads.map(lambda raw: dkim.sign(raw, domain="example.com", selector="s", key=key, now=NOW), raws))
+        fields = list(
+            threads.map(lambda raw: dkim.sign(raw, domain="example.com", selector="s", key=key, now=NOW), raws)
+        )
     assert all(verifies(field + raw, RSA_DER) for field, raw in zip(fields, raws, strict=True))
 
 
 bodies = st.binary(max_size=60) | st.text(" \t\r\nab", max_size=60).map(str.encode)
-lines = st.lists(st.text(" \tab", max_size=8), max_size=8).map(lambda found: "".join(f"{x}\r\n" for x in found).encode())
+lines = st.lists(st.text(" \tab", max_size=8), max_size=8).map(
+    lambda found: "".join(f"{x}\r\n" for x in found).encode()
+)
 
 
 @given(body=bodies | lines)
@@ -291,7 +295,11 @@ Joe.
 
 def test_verifies_the_message_of_the_rfc() -> None:
     """RFC 8463 appendix A.3."""
-    records = {"brisbane._domainkey.football.example.com": [b"v=DKIM1; k=ed25519; p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="]}
+    records = {
+        "brisbane._domainkey.football.example.com": [
+            b"v=DKIM1; k=ed25519; p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
+        ]
+    }
     [verdict] = dkim.verify(RFC_8463, records.__getitem__)
     assert verdict == dkim.Verdict("football.example.com", "brisbane", "ed25519-sha256", True, "")
 
@@ -346,7 +354,10 @@ def test_failures_of_dns_reach_the_caller() -> None:
 
 @given(value=st.binary(max_size=80) | st.text("abvdhs=;:@1 \r\n\t+/", max_size=60).map(str.encode))
 def test_odd_signatures_only_fail(value: bytes) -> None:
-    for raw in (b"DKIM-Signature: " + value + b"\r\n" + MESSAGE, b"DKIM-Signature: v=1; a=rsa-sha256; " + value + b"\r\n" + MESSAGE):
+    for raw in (
+        b"DKIM-Signature: " + value + b"\r\n" + MESSAGE,
+        b"DKIM-Signature: v=1; a=rsa-sha256; " + value + b"\r\n" + MESSAGE,
+    ):
         assert not any(verdict.ok for verdict in dkim.verify(raw, lambda name: published()))
 
 

@@ -155,7 +155,11 @@ def test_mailboxes_of_any_octets_are_read_or_refused(value: bytes) -> None:
         (b'attachment; filename="a\\"b.txt"', "attachment", {"filename": 'a"b.txt'}),
         (b"attachment; filename*=utf-8''gr%C3%BC%C3%9F.txt", "attachment", {"filename": "grüß.txt"}),
         (b"attachment; filename=gr.txt; filename*=utf-8''gr%C3%BC.txt", "attachment", {"filename": "grü.txt"}),
-        (b'attachment; filename*0*=utf-8\'\'a%20; filename*1="b%20"; filename*2*=%43', "attachment", {"filename": "a b%20C"}),
+        (
+            b"attachment; filename*0*=utf-8''a%20; filename*1=\"b%20\"; filename*2*=%43",
+            "attachment",
+            {"filename": "a b%20C"},
+        ),
         (b"attachment; filename*1=b", "attachment", {"filename": ""}),
         (b"attachment; filename*0=a; filename*2=c", "attachment", {"filename": "a"}),
         (b"attachment; filename*=nosuch'x", "attachment", {"filename": "nosuch'x"}),

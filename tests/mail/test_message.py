@@ -11,7 +11,9 @@ from remails.errors import Refused
 from remails.mail import message
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
-RECEIVED = b"Received: from client.example ([192.0.2.7])\r\n\tby relay.example (Remails) with ESMTPSA\r\n\tid 1;\r\n\tx\r\n"
+RECEIVED = (
+    b"Received: from client.example ([192.0.2.7])\r\n\tby relay.example (Remails) with ESMTPSA\r\n\tid 1;\r\n\tx\r\n"
+)
 ID = "0190-1@example.com"
 
 FROM = b"From: App <app@example.com>\r\n"
@@ -23,9 +25,7 @@ BODY = b"\r\nhi\r\n"
 
 
 def prepare(raw: bytes, label: str | None = None) -> message.Prepared:
-    return message.prepare(
-        raw, received=RECEIVED, fallback_id=ID, now=NOW, hostname="relay.example", label=label
-    )
+    return message.prepare(raw, received=RECEIVED, fallback_id=ID, now=NOW, hostname="relay.example", label=label)
 
 
 def refusal(raw: bytes) -> Refused:
@@ -222,7 +222,9 @@ def test_line_length(lines: list[int], accepted: bool, end: bytes) -> None:
         assert refusal(raw).reply.startswith("550 5.6.0 The message has a line longer than 998 octets")
 
 
-@given(lines=st.lists(st.integers(0, 1005) | st.sampled_from([0, 1, 997, 998, 999, 1000]), max_size=12), end=st.booleans())
+@given(
+    lines=st.lists(st.integers(0, 1005) | st.sampled_from([0, 1, 997, 998, 999, 1000]), max_size=12), end=st.booleans()
+)
 def test_line_length_agrees_with_counting(lines: list[int], end: bool) -> None:
     """P06."""
     raw = HEADER + b"\r\n" + b"\r\n".join(b"x" * length for length in lines) + b"\r\n" * end
@@ -300,7 +302,13 @@ def test_normalise_label(text: str, expected: str | None) -> None:
 
 def received(client: str = "app.example.com", client_ip: str = "192.0.2.7", tls: str | None = None) -> bytes:
     return message.received_field(
-        client=client, client_ip=client_ip, hostname="relay.example", protocol="ESMTPSA", ident="0190-1", now=NOW, tls=tls
+        client=client,
+        client_ip=client_ip,
+        hostname="relay.example",
+        protocol="ESMTPSA",
+        ident="0190-1",
+        now=NOW,
+        tls=tls,
     )
 
 
@@ -322,7 +330,13 @@ def test_received_field_does_not_repeat_what_is_no_host_name(client: str) -> Non
 
 def test_received_field_takes_any_text() -> None:
     field = message.received_field(
-        client="\r\n", client_ip="\r\nX: 1", hostname="relay.example", protocol="HT\nTP", ident="\r\n", now=NOW, tls="a)\r\nX: 1"
+        client="\r\n",
+        client_ip="\r\nX: 1",
+        hostname="relay.example",
+        protocol="HT\nTP",
+        ident="\r\n",
+        now=NOW,
+        tls="a)\r\nX: 1",
     )
     [only] = message.fields(field)
     assert only.name == b"received" and only.raw == field

@@ -42,7 +42,9 @@ def test_alternative_and_attachments() -> None:
             "alternative",
             "i",
             part("text/plain; charset=utf-8", "grüß\r\n".encode()),
-            part("text/html; charset=utf-8", b"<p>gr=C3=\r\n=BC=C3=9F</p>", "Content-Transfer-Encoding: quoted-printable"),
+            part(
+                "text/html; charset=utf-8", b"<p>gr=C3=\r\n=BC=C3=9F</p>", "Content-Transfer-Encoding: quoted-printable"
+            ),
         ),
         part(
             "application/pdf",
@@ -73,10 +75,14 @@ def test_inner_boundary_directly_before_the_outer() -> None:
     assert (shown.text, shown.html, shown.attachments) == ("t", "z", [])
 
 
-@pytest.mark.parametrize("charset", ["foo-bar", "unicode-1-1-utf-7", '"utf-8; x"', "zlib", "idna", "undefined", "\\", "a" * 5000])
+@pytest.mark.parametrize(
+    "charset", ["foo-bar", "unicode-1-1-utf-7", '"utf-8; x"', "zlib", "idna", "undefined", "\\", "a" * 5000]
+)
 def test_bogus_charsets(charset: str) -> None:
     """M12: the text is shown, with replacement characters where need be."""
-    shown = message.preview(HEADER + f"Content-Type: text/plain; charset={charset}\r\n\r\n".encode() + b"caf\xe9 au lait")
+    shown = message.preview(
+        HEADER + f"Content-Type: text/plain; charset={charset}\r\n\r\n".encode() + b"caf\xe9 au lait"
+    )
     assert shown.text is not None and shown.text.startswith("caf") and shown.text.endswith("au lait")
 
 

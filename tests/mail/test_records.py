@@ -120,7 +120,11 @@ def test_dkim_records_that_work_for_some(answers: Sequence[str], reason: str) ->
         ("v=spf1 include:spf.relay.example -all", "Success", "right"),
         ("V=SPF1 Include:SPF.Relay.Example. -ALL ", "Success", "right"),
         ("v=spf1 include:spf.relay.example ~all", "Info", "not just the one"),
-        ("v=spf1 mx ip4:192.0.2.0/24 ip6:2001:db8::/32 a:x.example/24 include:spf.relay.example -all", "Info", "allowed"),
+        (
+            "v=spf1 mx ip4:192.0.2.0/24 ip6:2001:db8::/32 a:x.example/24 include:spf.relay.example -all",
+            "Info",
+            "allowed",
+        ),
         ("v=spf1 +include:spf.relay.example exists:%{i}.x.example exp=e.example -all", "Info", "allowed"),
         ("v=spf1 include:spf.relay.example redirect=_spf.x.example", "Info", "_spf.x.example decides"),
         ("v=spf1 -all include:spf.relay.example", "Warning", "unreachable"),
@@ -239,7 +243,11 @@ def test_lookups_are_bounded() -> None:
         ([], "Info", "no DMARC record"),
         (["v=spf1 -all"], "Info", "no DMARC record"),
         (["v=DMARC1; sp=reject; rua=mailto:x@y.example"], "Warning", "p=none (sp=reject is only for subdomains)"),
-        (["v=DMARC1; p=rejct; rua=mailto:x@y.example"], "Warning", "p=rejct is not valid, so receivers take it for p=none"),
+        (
+            ["v=DMARC1; p=rejct; rua=mailto:x@y.example"],
+            "Warning",
+            "p=rejct is not valid, so receivers take it for p=none",
+        ),
         (["v=DMARC1; sp=reject"], "Warning", "receivers ignore the DMARC record"),
         (["v=DMARC1"], "Warning", "receivers ignore the DMARC record"),
         (["v=DMARC1; p=reject; sp=foo"], "Warning", "sp=foo is not valid"),
@@ -292,7 +300,9 @@ def test_ownership_at_the_doubled_name() -> None:
 
 
 def test_address() -> None:
-    assert records.a(["192.0.2.1", "192.0.2.2"]) == records.Verdict("Success", "The domain has an address", "192.0.2.1, 192.0.2.2")
+    assert records.a(["192.0.2.1", "192.0.2.2"]) == records.Verdict(
+        "Success", "The domain has an address", "192.0.2.1, 192.0.2.2"
+    )
     assert records.a([]).status == "Info"
 
 
