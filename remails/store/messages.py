@@ -207,7 +207,8 @@ def list_(
                     array_agg(d.recipient ORDER BY d.id) AS recipients,
                     max(d.attempts) AS attempts,
                     min(d.next_attempt_at) FILTER (WHERE d.status IN ('accepted', 'reattempt')) AS retry_after,
-                    (array_agg(d.last_reply ORDER BY d.status = 'delivered', d.id) FILTER (WHERE d.last_reply IS NOT NULL))[1]
+                    (array_agg(concat_ws(' ', d.last_code, d.last_enhanced, d.last_reply) ORDER BY d.status = 'delivered', d.id)
+                        FILTER (WHERE d.last_reply IS NOT NULL))[1]
                         AS last_reply,
                     max(d.finished_at) AS updated_at
                 FROM deliveries d WHERE d.message_id = m.id) s

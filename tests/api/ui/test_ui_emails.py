@@ -32,8 +32,8 @@ def test_the_list_tells_each_mail_in_a_line(boss: Browser, home: str, send: Send
     settle(two, "to@example.net", "delivered", 250, "Ok: queued as 1234")
     page = boss.get(f"{home}/emails")
     assert rows(page) == [
-        ["delivered", "Second", "sender@acme.example", "to@example.net", "Ok: queued as 1234"],
-        ["reattempt", "First", "sender@acme.example", "to@example.net +2", "Greylisted"],
+        ["delivered", "Second", "sender@acme.example", "to@example.net", "250 Ok: queued as 1234"],
+        ["reattempt", "First", "sender@acme.example", "to@example.net +2", "451 4.7.1 Greylisted"],
     ]
     assert page.one("a", href=f"{home}/emails/{two}").text == "Second"
     statuses = [span["data-status"] for span in page.one("tbody").all("span") if span.has("data-status")]
