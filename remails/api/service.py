@@ -65,9 +65,11 @@ def main(settings: Settings) -> None:
     except ConfigError as error:
         service.fail("api", error)
     arbiter = os.getpid()
+    # gunicorn would call itself ready before any worker is.
+    notify_socket = os.environ.pop("NOTIFY_SOCKET", None)
     log.info("starting", service="api", pid=arbiter)
     try:
-        gunicorn.arbiter.Arbiter(_Application(settings, bind)).run()
+        gunicorn.arbiter.Arbiter(_Application(settings, bind, notify_socket)).run()
     except SystemExit as end:
         if os.getpid() != arbiter:
             raise  # the end of a worker
@@ -77,11 +79,10 @@ def main(settings: Settings) -> None:
 
 def _parts(settings: Settings) -> State:
     """What the application works with, nothing of it open yet; raises ConfigError."""
-    bus_key = settings.credential("bus_client_key") if settings.bus.endpoints else ""
     return State(
         settings,
         Database(settings.database, settings.database_password(), "api"),
-        Publisher(settings.bus, bus_key),
+        Publisher(settings.bus, settings.bus_client_key()),
         Vault(settings.credential("encryption_keys")),
         Pepper(settings.credential("pepper")),
     )
@@ -104,8 +105,8 @@ def _listen(where: str) -> int:
 class _Application(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
     """What gunicorn runs, and how."""
 
-    def __init__(self, settings: Settings, bind: list[str]) -> None:
-        self._settings, self._bind = settings, bind
+    def __init__(self, settings: Settings, bind: list[str], notify_socket: str | None) -> None:
+        self._settings, self._bind, self._notify_socket = settings, bind, notify_socket
         super().__init__()
 
     def load_config(self) -> None:
@@ -125,17 +126,23 @@ class _Application(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # 
             # Only `create_app` knows how many proxies to believe.
             "forwarder_headers": "",
             "secure_scheme_headers": {},
+            "post_worker_init": self._ready,
             "worker_exit": _close,
         }
         for name, value in values.items():
             self.cfg.set(name, value)
 
+    def _ready(self, _worker: object) -> None:
+        """Called by gunicorn in each worker when it can take requests; the first makes the service ready."""
+        if self._notify_socket is not None:
+            os.environ["NOTIFY_SOCKET"] = self._notify_socket
+            service.ready(f"serving {self._settings.api.url}")
+
     def load(self) -> flask.Flask:
         """Called by gunicorn in each worker, after the fork: pools and sockets must not be shared."""
         try:
             made = _parts(self._settings)
-            if self._settings.bus.endpoints:
-                made.publisher.open()
+            made.publisher.open()
         except ConfigError as error:
             sys.stderr.write(f"remails api: {error}\n")
             sys.exit(gunicorn.arbiter.Arbiter.APP_LOAD_ERROR)
