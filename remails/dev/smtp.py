@@ -7,6 +7,7 @@ STARTTLS and DATA, replies sent as raw bytes, 421 that closes, and hanging up.
 
 import asyncio
 import collections
+import contextlib
 import enum
 import logging
 import ssl
@@ -136,7 +137,8 @@ class Connection(smtp.SMTP):
     def abort(self) -> "asyncio.Task[None] | None":
         """End at once; the task is finished when all is over."""
         if isinstance(self.transport, asyncio.Transport):
-            self.transport.abort()
+            with contextlib.suppress(AttributeError):  # Python 3.11.2, when TLS is closed already
+                self.transport.abort()
         return self._handler_coroutine
 
     def hang_up(self) -> NoReturn:

@@ -61,11 +61,21 @@ def apply(settings: Database, password: str | None) -> list[str]:
     """
     try:
         with _Backend(db.conninfo(settings, password, "migrate")) as backend, backend.lock():
+            _check_encoding(backend.connection)
             todo = backend.to_apply(_read())
             backend.apply_migrations(todo)
             return [migration.id for migration in todo]
     except psycopg.Error as error:
         raise ConfigError(f"database: {str(error).strip().splitlines()[0]}") from None
+
+
+def _check_encoding(conn: psycopg.Connection) -> None:
+    encoding = conn.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise ConfigError(
+            f"database: {conn.info.dbname} has the encoding {encoding}; make one with: createdb --encoding=UTF8 "
+            "--template=template0"
+        )
 
 
 def missing(conn: db.Connection) -> list[str]:

@@ -8,6 +8,10 @@ import psycopg
 import pytest
 from terminal import Terminal, settings
 
+from remails.config import Database as DatabaseSettings
+from remails.errors import ConfigError
+from remails.store import migrate
+
 
 @pytest.fixture
 def empty(postgresql: str, credentials: Path, settings_file: Path) -> Iterator[None]:
@@ -39,3 +43,13 @@ def test_a_command_before_migrate_says_so(terminal: Terminal) -> None:
 
     assert result.exit_code == 78
     assert "run `remails migrate`" in result.stderr
+
+
+def test_a_database_of_another_encoding_is_refused_in_words(postgresql: str) -> None:
+    with psycopg.connect(f"{postgresql} dbname=postgres", autocommit=True) as admin:
+        admin.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+        try:
+            with pytest.raises(ConfigError, match="ascii has the encoding SQL_ASCII; make one with: createdb"):
+                migrate.apply(DatabaseSettings(dsn=f"{postgresql} dbname=ascii"), None)
+        finally:
+            admin.execute("DROP DATABASE ascii WITH (FORCE)")
