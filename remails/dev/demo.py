@@ -24,7 +24,7 @@ from typing import Any
 
 from remails import service
 from remails.dev.home import DOMAIN, Home, Ports
-from remails.dev.supervisor import Supervisor
+from remails.dev.supervisor import Supervisor, interruptible
 from remails.errors import ConfigError
 
 PORT_BASE = 5000
@@ -238,7 +238,9 @@ def _say(text: str) -> None:
 def main(directory: Path, port_base: int | None, count: int = 100) -> None:
     """Run the demo; ends the process with status 0 or 1."""
     try:
-        well = asyncio.run(_run(Home(directory / "demo", Ports.from_base(port_base or PORT_BASE)), count))
+        well = asyncio.run(
+            interruptible(_run(Home(directory / "demo", Ports.from_base(port_base or PORT_BASE)), count))
+        )
     except ConfigError as error:
         service.fail("demo", error)
     sys.exit(0 if well else 1)

@@ -8,6 +8,7 @@ postgresql/      the data; mailbox/ what the demo world received
 """
 
 import datetime
+import json
 import os
 import secrets
 from collections.abc import Callable
@@ -122,9 +123,9 @@ class Home:
         if not (self.directory / "tls" / "key.pem").exists():
             self._make_certificate()
         text = _SETTINGS.format(
-            directory=self.directory,
+            directory=_in_toml(self.directory),
             hostname=HOSTNAME,
-            dsn=dsn,
+            dsn=_in_toml(dsn),
             lease=self._lease,
             server_public_key=server,
             client_public_key=client,
@@ -202,6 +203,11 @@ def _seed(conn: db.Connection, settings: config.Settings, sealer: vault.Vault, p
         api_key=str(key.id),
         api_secret=secret,
     )
+
+
+def _in_toml(text: object) -> str:
+    """As it stands within the quotes of a TOML string; JSON escapes nothing that TOML does not."""
+    return json.dumps(str(text), ensure_ascii=False)[1:-1]
 
 
 def _write_private(path: Path, text: str) -> None:

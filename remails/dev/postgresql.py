@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 import psycopg
+import psycopg.conninfo
 from psycopg import sql
 
 from remails.errors import ConfigError
@@ -54,7 +55,7 @@ class Server:
     @property
     def dsn(self) -> str:
         """libpq connection string, without a database name."""
-        return f"host={self._sockets} user=postgres"
+        return psycopg.conninfo.make_conninfo(host=str(self._sockets), user="postgres")
 
     @property
     def pid(self) -> int:
@@ -122,13 +123,26 @@ class Server:
             raise ConfigError(f"PostgreSQL could not be set up; see {log}")
 
     def _forget_stale_pid(self) -> None:
-        """After a kill -9 the old postmaster.pid may name a process that is somebody else's by now."""
+        """After a kill -9 the old postmaster.pid may name a process that is somebody else's by now.
+
+        Without that file PostgreSQL cannot tell whether the killed one's children still write; they end by themselves.
+        """
         path = self.directory / "postmaster.pid"
         with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
             command = Path(f"/proc/{self.pid}/cmdline").read_bytes()
             if str(self.directory).encode() in command:
                 raise ConfigError(f"PostgreSQL is already running on {self.directory} (process {self.pid})")
+        deadline = time.monotonic() + 30
+        while _working_in(self.directory):
+            if time.monotonic() > deadline:
+                raise ConfigError(f"processes of a PostgreSQL that was killed still work on {self.directory}")
+            time.sleep(0.05)
         path.unlink(missing_ok=True)
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it ended although nobody asked for it."""
+        return self._process is not None and self._process.poll() is not None
 
     def _wait(self, log: Path) -> None:
         assert self._process is not None
@@ -161,10 +175,10 @@ class Server:
         self._end(signal.SIGKILL)
 
     def _end(self, signum: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signum)
-            self._process.wait(30)
-        self._process = None
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.send_signal(signum)
+            process.wait(30)
 
     def __enter__(self) -> "Server":
         self.start()
@@ -181,3 +195,12 @@ def _children(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def _working_in(directory: Path) -> bool:
+    """Whether a process has its working directory there, as each of PostgreSQL's has."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "cwd").readlink() == directory.resolve():
+                return True
+    return False

@@ -1,22 +1,23 @@
 """`remails dev`: every service as its own process on one machine, as systemd runs them on a fleet.
 
 The supervisor starts PostgreSQL, migrates, seeds the demo, and starts the processes; each tells by sd_notify(3) that it is
-ready, as it would tell systemd. A process that dies is started again after a second; one that ends with status 78 has a
-wrong setting, and ends all. On SIGINT or SIGTERM mail is no longer taken first, then what is under way is finished, and
-PostgreSQL stops last.
+ready, as it would tell systemd. A process that dies is started again after a second, PostgreSQL too; one that ends with
+status 78 has a wrong setting, and ends all. On SIGINT, SIGTERM or SIGHUP mail is no longer taken first, then what is under
+way is finished, and PostgreSQL stops last.
 """
 
 import asyncio
 import contextlib
 import os
 import secrets
+import shlex
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from remails import service
@@ -33,7 +34,10 @@ FIRST = ("demoworld", "bus")
 SERVICES = ("ipagent", "outbound", "periodic", "inbound", "api")
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
-_COLOURS = dict(zip((*FIRST, *SERVICES), (90, 35, 36, 34, 33, 32, 31), strict=True))
+_POSTGRESQL = "postgres"
+_COLOURS = dict(zip((*FIRST, *SERVICES, _POSTGRESQL), (90, 35, 36, 34, 33, 32, 31, 37), strict=True))
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -61,6 +65,8 @@ class Supervisor:
         self._processes: dict[str, Process] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        self._preparing: asyncio.Future[Database] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     def process(self, word: str) -> Process:
         """The child of this name."""
@@ -74,8 +80,9 @@ class Supervisor:
         """
         self.failed = asyncio.get_running_loop().create_future()
         _check_ports(self.home.ports)
-        await asyncio.to_thread(self.postgresql.start)
-        database = await asyncio.to_thread(self._prepare)
+        self._preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare))
+        database = await asyncio.shield(self._preparing)  # a thread goes on when it is not waited for any more
+        self._watching = asyncio.create_task(self._keep_postgresql())
         for words in (FIRST, SERVICES):
             for word in words:
                 self._spawn(word)
@@ -84,6 +91,7 @@ class Supervisor:
         database.close()
 
     def _prepare(self) -> Database:
+        self.postgresql.start()
         self.settings = self.home.prepare(self.postgresql.dsn)
         self.postgresql.create_database("remails")
         migrate.apply(self.settings.database, None)
@@ -125,6 +133,19 @@ class Supervisor:
                 self._say(process.word, f"ended with status {status}, starting again in a second")
                 await asyncio.sleep(1)
 
+    async def _keep_postgresql(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            if not self.postgresql.has_died:
+                continue
+            self._say(_POSTGRESQL, "ended, starting again")
+            try:
+                await asyncio.shield(asyncio.to_thread(self.postgresql.start))
+            except ConfigError as error:
+                if not self.failed.done():
+                    self.failed.set_result(str(error))
+                return
+
     async def _follow(self, process: Process, running: asyncio.subprocess.Process) -> int:
         assert running.stdout is not None
         async for line in running.stdout:
@@ -138,8 +159,7 @@ class Supervisor:
         label = f"{word:>9}"
         if sys.stdout.isatty():
             label = f"\033[{_COLOURS[word]}m{label}\033[0m"
-        sys.stdout.write(f"{label} | {line}\n")
-        sys.stdout.flush()
+        _print(f"{label} | {line}\n")
 
     async def _ready(self, words: Sequence[str]) -> None:
         try:
@@ -179,6 +199,10 @@ class Supervisor:
     async def stop(self) -> None:
         """Stop everything, the doors first."""
         self._stopping = True
+        if self._preparing is not None:
+            await asyncio.wait([self._preparing])
+        if self._watching is not None:
+            self._watching.cancel()
         for words in (("api", "inbound", "periodic"), ("outbound",), ("ipagent",), ("bus", "demoworld")):
             await asyncio.gather(*(self._stop(word) for word in words))
         await asyncio.to_thread(self.postgresql.stop)
@@ -232,7 +256,8 @@ def _check_ports(ports: Ports) -> None:
 def banner(supervisor: Supervisor) -> str:
     """What a newcomer needs next."""
     ports, demo = supervisor.home.ports, supervisor.demo
-    certificate = supervisor.home.directory / "tls" / "certificate.pem"
+    certificate = shlex.quote(str(supervisor.home.directory / "tls" / "certificate.pem"))
+    settings = shlex.quote(str(supervisor.home.settings_path))
     emails = f"http://127.0.0.1:{ports.api}/api/organizations/{demo.organization_id}/projects/{demo.project_id}/emails"
     body = f'{{"from": "you@{DOMAIN}", "to": "friend@example.net", "subject": "Hello", "text_body": "By REST"}}'
     return f"""
@@ -256,30 +281,54 @@ def banner(supervisor: Supervisor) -> str:
       {emails}
 
   Other recipients show other outcomes: bounce@, defer@, greylist@, slow@, drop@ (any domain).
-  Operate it:  .venv/bin/remails --config {supervisor.home.settings_path} doctor
+  Operate it:  .venv/bin/remails --config {settings} doctor
   Stop with Ctrl-C; the next start goes on with the same data.
 """
 
 
+async def interruptible(work: Coroutine[Any, Any, T]) -> T | None:
+    """Do the work until it ends, or is cancelled by the first SIGINT, SIGTERM or SIGHUP; then the answer is None."""
+    task = asyncio.ensure_future(work)
+    interrupted = asyncio.Event()
+
+    def interrupt() -> None:
+        if not interrupted.is_set():  # who presses Ctrl-C twice does not want processes left behind
+            interrupted.set()
+            task.cancel()
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(signum, interrupt)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not interrupted.is_set():
+            raise
+        return None
+
+
 async def _run(home: Home) -> None:
-    stop = asyncio.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     supervisor = Supervisor(home)
     try:
         await supervisor.start()
-        sys.stdout.write(banner(supervisor))
-        sys.stdout.flush()
-        await supervisor.unless_failed(stop.wait())
-        sys.stdout.write("\n  Stopping: what is under way is finished first.\n")
+        _print(banner(supervisor))
+        await supervisor.unless_failed(asyncio.Event().wait())
+    except asyncio.CancelledError:
+        _print("\n  Stopping: what is under way is finished first.\n")
+        raise
     finally:
         await supervisor.stop()
+
+
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal is gone
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def main(directory: Path, port_base: int | None) -> None:
     """Run until Ctrl-C."""
     home = Home(directory, Ports.from_base(port_base or PORT_BASE))
     try:
-        asyncio.run(_run(home))
+        asyncio.run(interruptible(_run(home)))
     except ConfigError as error:
         service.fail("dev", error)
