@@ -358,5 +358,8 @@ def _refuse_other_sites() -> None:
 
 
 def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "", ""  # nobody's
     return parts.scheme, parts.netloc.lower()

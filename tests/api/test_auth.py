@@ -296,6 +296,7 @@ def test_the_token_of_another_session_does_not_fit(app: flask.Flask, admin: Call
         ({"Origin": "https://localhost"}, 403),
         ({"Origin": "http://localhost.evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
     ],
 )
 def test_a_page_of_another_site_cannot_use_a_session(
