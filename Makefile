@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help run demo test check format
+.PHONY: help run demo test fleet check format
 
 help: ## Say what there is (this)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -18,6 +18,10 @@ demo: .venv/dev ## Show a small world of relays, senders and receivers at work
 test: .venv/test ## Run the tests; ARGS="-k word" goes to pytest
 	@tests/prepare
 	$(BIN)/pytest -rfEs $(ARGS)
+
+fleet: .venv/test ## Deploy to six Debian hosts on this machine and break them (as root); ARGS as for test
+	@tests/prepare
+	REMAILS_FLEET=1 $(BIN)/pytest -rfEs -m fleet tests/fleet $(ARGS)
 
 check: .venv/test ## Check style, types and layers
 	$(BIN)/ruff check .

@@ -1,0 +1,96 @@
+"""The fleet of the tests: six hosts and the world, up for the whole run. Only with REMAILS_FLEET=1 (`make fleet`), as root.
+
+REMAILS_FLEET_NAME=word keeps the fleet of that name when the run ends, and takes it up again in the next one.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hosts import CGROUPS, Fleet
+from world import World
+
+STRICT = os.environ.get("CI") == "true" or os.environ.get("REMAILS_TEST_STRICT") == "1"
+WANTED = os.environ.get("REMAILS_FLEET") == "1"
+TOOLS = ("systemd-nspawn", "mmdebstrap", "apt-ftparchive", "nft", "ip", "ssh", "nsenter", "setpriv")
+
+RELEASES = {
+    "app1": "bookworm",
+    "app2": "bookworm",
+    "out1": "bookworm",
+    "out2": "bookworm",
+    "out3": "trixie",
+    "data1": "bookworm",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register our marker."""
+    config.addinivalue_line(
+        "markers", "fleet: needs the fleet of hosts, so root and minutes; only with REMAILS_FLEET=1"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the fleet out of an ordinary run."""
+    if not WANTED:
+        left_out = [item for item in items if item.get_closest_marker("fleet")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _obstacle() -> str:
+    """Why there can be no fleet on this machine; or nothing."""
+    if os.geteuid() != 0:
+        return "the fleet needs root, for namespaces and systemd-nspawn"
+    missing = [tool for tool in TOOLS if not shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
+    return f"the fleet needs {', '.join(missing)}" if missing else ""
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Iterator[Fleet]:
+    """The hosts, bare, all booted."""
+    if obstacle := _obstacle():
+        (pytest.fail if STRICT else pytest.skip)(obstacle)
+    _end_what_was_left()
+    kept = os.environ.get("REMAILS_FLEET_NAME")
+    fleet = Fleet(kept or f"r{os.getpid()}")
+    try:
+        if not fleet.hosts:
+            fleet.up()
+            World(fleet)
+            for name, release in RELEASES.items():
+                fleet.add(name, release)
+        assert {name: host.wait() for name, host in fleet.hosts.items()} == dict.fromkeys(RELEASES, "running")
+        yield fleet
+    finally:
+        if not kept:
+            fleet.down()
+
+
+def _end_what_was_left() -> None:
+    """A run that was killed could not end its fleet; its name tells whether it is still there."""
+    for cgroup in CGROUPS.glob("fleet-r*"):
+        pid = cgroup.name.removeprefix("fleet-r")
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            Fleet(f"r{pid}").down()
+
+
+@pytest.fixture(scope="session")
+def world(fleet: Fleet) -> World:
+    """DNS, and the receivers' mail server."""
+    return World(fleet)
+
+
+@pytest.fixture(params=RELEASES)
+def host(request: pytest.FixtureRequest) -> str:
+    """Each host, by name."""
+    return str(request.param)
+
+
+@pytest.fixture(params=["data1", "out3"])
+def spare(request: pytest.FixtureRequest) -> str:
+    """A host of each Debian, by name."""
+    return str(request.param)
