@@ -2,14 +2,24 @@
 
 import json
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
+from controller import Controller
 from hosts import BYOIP, MX, NETWORK, Fleet, until
 from image import run
 from world import World
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(600)]
 ADDRESS = f"{BYOIP}.250"  # of no pool
+HELLO = """
+- name: Greet
+  hosts: greeted
+  tasks:
+    - name: Greeting
+      ansible.builtin.copy: {dest: /root/greeting, content: "{{ greeting }}", mode: "0644"}
+"""
 
 
 def connects(fleet: Fleet, end: str, source: str, target: str) -> bool:
@@ -91,3 +101,13 @@ def test_a_cable_that_is_cut_and_put_back(fleet: Fleet, spare: str) -> None:
     assert not connects(fleet, "world", f"{NETWORK}.1", host.ip)
     host.heal()
     until(lambda: connects(fleet, "world", f"{NETWORK}.1", host.ip), 10, "the cable to carry again")
+
+
+def test_ansible_reaches_every_host(fleet: Fleet, tmp_path: Path) -> None:
+    playbook = tmp_path / "hello.yml"
+    playbook.write_text(HELLO, encoding="utf-8")
+    greeting = f"hello {time.time()}"
+    controller = Controller(fleet, {"greeted": list(fleet.hosts)}, {"greeting": greeting})
+    assert controller.playbook(playbook).ok().changed == dict.fromkeys(fleet.hosts, 1)
+    assert controller.playbook(playbook).ok().changed == dict.fromkeys(fleet.hosts, 0)
+    assert {host.run("cat /root/greeting") for host in fleet.hosts.values()} == {greeting}
