@@ -6,6 +6,7 @@ Secrets are not in the file: `Settings.credential` reads them from `$CREDENTIALS
 each unit by `LoadCredential=`, or else from `credentials_directory`. Settings are passed; nothing here is global.
 """
 
+import contextlib
 import ipaddress
 import os
 from pathlib import Path
@@ -181,13 +182,17 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ipagent: IpAgent = field(default_factory=IpAgent)
     logs: Logs = field(default_factory=Logs)
 
+    def credential_path(self, name: str) -> Path:
+        """The file of one credential."""
+        return Path(os.environ.get("CREDENTIALS_DIRECTORY") or self.credentials_directory) / name
+
     def credential(self, name: str) -> str:
         """The text of one credential, without the line end.
 
         Raises:
             ConfigError: when it is missing or unreadable; the text names the file.
         """
-        path = Path(os.environ.get("CREDENTIALS_DIRECTORY") or self.credentials_directory) / name
+        path = self.credential_path(name)
         try:
             text = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -198,9 +203,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return text
 
     def database_password(self) -> str | None:
-        """The credential `database_password`; None where there is none, as with peer authentication."""
-        path = Path(os.environ.get("CREDENTIALS_DIRECTORY") or self.credentials_directory) / "database_password"
-        return self.credential("database_password") if path.exists() else None
+        """The credential `database_password`; None where there is none, as with peer authentication. Raises ConfigError."""
+        with contextlib.suppress(PermissionError):  # which `credential` puts in words
+            if not self.credential_path("database_password").exists():
+                return None
+        return self.credential("database_password")
 
     def bus_client_key(self) -> str:
         """The credential `bus_client_key`; empty where there is no bus. Raises ConfigError."""

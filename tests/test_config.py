@@ -63,6 +63,19 @@ def test_endpoints(text: str, expected: tuple[str, int]) -> None:
     assert config.endpoint(text, 53) == expected
 
 
+def test_a_password_that_may_not_be_read_is_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config.decode((f'credentials_directory = "{tmp_path}"\n' + GOOD).encode())
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+
+    def refuse(*_args: object, **_kwargs: object) -> None:  # root, who may run this, may read everything
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.stat", refuse)
+    monkeypatch.setattr("io.open", refuse)
+    with pytest.raises(ConfigError, match=r"cannot read .*database_password \(Permission denied\)"):
+        settings.database_password()
+
+
 def test_credentials_come_from_systemd_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config.decode((f'credentials_directory = "{tmp_path}"\n' + GOOD).encode())
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)

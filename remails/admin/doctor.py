@@ -6,7 +6,6 @@ host cannot do its work, `warn` that it can but somebody should look. Which serv
 """
 
 import asyncio
-import os
 import socket
 import ssl
 import time
@@ -111,10 +110,15 @@ def installed() -> frozenset[str]:
 def credentials(host: Host) -> Iterator[Finding]:
     """Present, readable, private, well-formed, and belonging to the keys in the settings."""
     for name in sorted({name for word in host.services for name in CREDENTIALS[word]}):
-        path = Path(os.environ.get("CREDENTIALS_DIRECTORY") or host.settings.credentials_directory) / name
-        if name == "database_password" and not path.exists():
-            continue  # optional; the database says whether it wants one
-        yield _credential(host.settings, name, path)
+        if name != "database_password" or not _has_no_password(host.settings):
+            yield _credential(host.settings, name, host.settings.credential_path(name))
+
+
+def _has_no_password(settings: config.Settings) -> bool:
+    """It is optional; the database says whether it wants one."""
+    with suppress(ConfigError):
+        return settings.database_password() is None
+    return False
 
 
 def _credential(settings: config.Settings, name: str, path: Path) -> Finding:
@@ -307,15 +311,23 @@ def certificate(host: Host) -> Iterator[Finding]:
         return
     path, key = host.settings.inbound.tls_certificate, host.settings.inbound.tls_key
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, key, password=lambda: "")
         found = x509.load_pem_x509_certificate(Path(path).read_bytes())
-    except ValueError as error:
-        yield Finding("FAIL", "certificate", f"{path} is no certificate: {_first_line(error)}")
+        Path(key).read_bytes()
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, key, password=lambda: "")
+    except ValueError:
+        yield Finding("FAIL", "certificate", f"{path} does not begin with a certificate in PEM")
         return
-    except OSError as error:  # ssl.SSLError too
-        mismatch = isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH"
-        reason = "certificate and key do not belong together" if mismatch else error.strerror or _first_line(error)
-        yield Finding("FAIL", "certificate", f"cannot use {path} with {key}: {reason}")
+    except ssl.SSLError as error:
+        mismatch = error.reason == "KEY_VALUES_MISMATCH"
+        why = (
+            "certificate and key do not belong together"
+            if mismatch
+            else f"{key} is no private key in PEM without password"
+        )
+        yield Finding("FAIL", "certificate", f"cannot use {path} with {key}: {why}")
+        return
+    except OSError as error:
+        yield Finding("FAIL", "certificate", f"cannot read {error.filename}: {error.strerror}")
         return
     yield _validity(found, host.settings.mail.hostname, datetime.now(UTC))
 

@@ -15,7 +15,7 @@ def migrate(check: bool) -> None:
     if check:
         _check(settings)
         return
-    applied = migrations.apply(settings.database, operator.password(settings))
+    applied = migrations.apply(settings.database, settings.database_password())
     for name in applied:
         click.echo(f"applied {name}")
     if not applied:

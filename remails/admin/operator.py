@@ -54,17 +54,10 @@ def settings() -> config.Settings:
     return config.load(click.get_current_context().obj)
 
 
-def password(settings: config.Settings) -> str | None:
-    """The database password; None where there is none."""
-    with suppress(ConfigError):
-        return settings.credential("database_password")
-    return None
-
-
 @contextmanager
 def database(settings: config.Settings) -> Iterator[db.Database]:
-    """The open database. Raises Unavailable when it cannot be reached, ConfigError for a wrong `database.dsn`."""
-    opened = db.Database(settings.database, password(settings), "admin")
+    """The open database. Raises Unavailable when it cannot be reached, ConfigError for a wrong setting or credential."""
+    opened = db.Database(settings.database, settings.database_password(), "admin")
     try:
         try:
             opened.open(wait=True)

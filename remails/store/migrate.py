@@ -16,7 +16,7 @@ from yoyo.connections import parse_uri
 
 from remails import db
 from remails.config import Database
-from remails.errors import ConfigError
+from remails.errors import ConfigError, Unavailable
 
 _LOCK = 7235410  # any number, the same for every version: "one migration at a time"
 
@@ -57,7 +57,8 @@ def apply(settings: Database, password: str | None) -> list[str]:
     """Bring the database to this version; returns the names of the migrations that were applied.
 
     Raises:
-        ConfigError: the database cannot be reached or refuses; the text says why.
+        Unavailable: the database cannot be reached, or is locked by others for too long.
+        ConfigError: it refuses; the text says why.
     """
     try:
         with _Backend(db.conninfo(settings, password, "migrate")) as backend, backend.lock():
@@ -65,6 +66,8 @@ def apply(settings: Database, password: str | None) -> list[str]:
             todo = backend.to_apply(_read())
             backend.apply_migrations(todo)
             return [migration.id for migration in todo]
+    except psycopg.OperationalError as error:
+        raise Unavailable(f"database: {str(error).strip().splitlines()[0]}") from None
     except psycopg.Error as error:
         raise ConfigError(f"database: {str(error).strip().splitlines()[0]}") from None
 

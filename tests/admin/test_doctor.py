@@ -376,15 +376,15 @@ def test_certificate_of_another_key(world: World) -> None:
     assert status == "FAIL" and "do not belong together" in text
 
 
+@pytest.mark.parametrize("which", ["certificate", "key"])
 @pytest.mark.parametrize("content", [None, b"nonsense"])
-def test_certificate_that_cannot_be_used(world: World, content: bytes | None) -> None:
-    if content is None:
-        world.certificate.unlink()
-    else:
-        world.certificate.write_bytes(content)
+def test_certificate_that_cannot_be_used(world: World, which: str, content: bytes | None) -> None:
+    path: Path = getattr(world, which)
+    path.unlink() if content is None else path.write_bytes(content)
 
     status, text = world.trouble("inbound")["certificate"]
-    assert status == "FAIL" and str(world.certificate) in text
+    words = "cannot read" if content is None else "in PEM"
+    assert status == "FAIL" and str(path) in text and words in text and "_ssl" not in text
 
 
 # DNS

@@ -45,6 +45,15 @@ def test_a_command_before_migrate_says_so(terminal: Terminal) -> None:
     assert "run `remails migrate`" in result.stderr
 
 
+def test_a_database_that_is_down_is_an_outage(terminal: Terminal, credentials: Path) -> None:
+    terminal.path.write_text(settings(credentials, "host=127.0.0.1 port=1"))
+    result = terminal.run("migrate")
+
+    assert (result.exit_code, result.stdout) == (75, "")
+    assert result.stderr.startswith("remails: database: ") and "refused" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_database_of_another_encoding_is_refused_in_words(postgresql: str) -> None:
     with psycopg.connect(f"{postgresql} dbname=postgres", autocommit=True) as admin:
         admin.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
