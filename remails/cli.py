@@ -149,5 +149,5 @@ def dev(directory: Path, port_base: int | None) -> None:
 @_directory
 @_port_base
 def demo(directory: Path, port_base: int | None) -> None:
-    """Show a small world of relays, senders and receivers at work."""
+    """Send a hundred mails through everything, follow each to its receiver, and print a table."""
     importlib.import_module("remails.dev.demo").main(directory, port_base)

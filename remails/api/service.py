@@ -52,6 +52,8 @@ GRACEFUL_TIMEOUT = 30
 """Seconds a stopping worker gives the requests it has."""
 READ_TIMEOUT = 30.0
 """Seconds a client has to send a whole request."""
+BUSY_READ_TIMEOUT = 2.0
+"""The same while every thread of a worker has a request, so that a few slow clients cannot keep all others out."""
 
 log = Log("remails.api")
 
@@ -172,7 +174,7 @@ class _Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]  # g
 
     def handle(self, conn: Any) -> Any:
         """Serve one request of a connection."""
-        self._reading[conn] = time.monotonic() + READ_TIMEOUT
+        self._reading[conn] = time.monotonic()
         try:
             return super().handle(conn)
         finally:
@@ -181,9 +183,11 @@ class _Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]  # g
     def murder_pending(self) -> None:
         """Give up on clients that are late."""
         super().murder_pending()
-        now = time.monotonic()
-        for conn, deadline in list(self._reading.items()):
-            if deadline < now:
+        reading = list(self._reading.items())
+        patience = READ_TIMEOUT if len(reading) < self.cfg.threads else min(READ_TIMEOUT, BUSY_READ_TIMEOUT)
+        started_before = time.monotonic() - patience
+        for conn, started in reading:
+            if started < started_before:
                 with contextlib.suppress(OSError):
                     conn.sock.shutdown(socket.SHUT_RD)
 

@@ -8,6 +8,7 @@ postgresql/      the data; mailbox/ what the demo world received
 """
 
 import datetime
+import errno
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from remails import config, db, vault
 from remails.bus import keys as bus_keys
+from remails.errors import ConfigError
 from remails.store import addresses, credentials, domains, organizations, projects, users
 
 HOSTNAME = "relay.demo.example"
@@ -111,6 +113,16 @@ class Home:
     def __init__(self, directory: Path, ports: Ports, *, lease: float = 60) -> None:
         self.directory, self.ports, self._lease = directory.absolute(), ports, lease
         self.settings_path = self.directory / "remails.toml"
+
+    def make(self) -> None:
+        """Make the directory. Raises ConfigError where that is not allowed."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.directory, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            text = f"cannot write to {self.directory} ({error.strerror}); --directory chooses another place"
+            raise ConfigError(text) from None
 
     def prepare(self, dsn: str) -> config.Settings:
         """Write what is missing, and the settings anew; returns them."""

@@ -91,6 +91,7 @@ class Supervisor:
         database.close()
 
     def _prepare(self) -> Database:
+        self.home.make()
         self.postgresql.start()
         self.settings = self.home.prepare(self.postgresql.dsn)
         self.postgresql.create_database("remails")

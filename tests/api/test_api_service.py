@@ -324,6 +324,18 @@ def test_slow_clients_do_not_keep_others_out(start: Callable[..., Running]) -> N
         client.close()
 
 
+def test_many_slow_clients_are_given_up_sooner(start: Callable[..., Running]) -> None:
+    service = start()
+    service.wait()
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), 30))
+            client.sendall(b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\nX-Slow: ")
+        started = time.monotonic()
+        assert service.request("GET", "/api/config")[0] == 200
+        assert time.monotonic() - started < 28  # one turn of the usual patience would be 30 s
+
+
 def test_a_mail_is_stored_and_its_note_is_heard(
     start: Callable[..., Running], credentials: Path, database: DatabaseSettings, tenant: Tenant
 ) -> None:

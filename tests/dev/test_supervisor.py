@@ -73,6 +73,15 @@ def test_any_directory_will_do_and_a_killed_postgresql_comes_back(tmp_path: Path
     assert "Traceback" not in said(directory)
 
 
+def test_a_directory_that_cannot_be_made_is_said_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    directory = tmp_path / "file" / "dev"
+    command = [sys.executable, "-m", "remails", "dev", "--directory", str(directory), "--port-base", str(free_base())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    words = f"remails dev: cannot write to {directory} (Not a directory); --directory chooses another place\n"
+    assert (done.returncode, done.stdout, done.stderr) == (78, "", words)
+
+
 def test_an_interrupt_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
     directory = tmp_path / "dev"
     with dev(directory, free_base()) as process:
