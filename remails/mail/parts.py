@@ -76,8 +76,8 @@ def _leaves(raw: bytes) -> Iterator[_Part]:
         mime, parameters = headers.parameters(values.get(b"content-type", b""))
         boundary = parameters.get("boundary", "")
         if mime.startswith("multipart/") and boundary and depth < MAX_DEPTH:
-            pieces = islice(_pieces(raw, body, end, boundary), MAX_PARTS)
-            waiting += reversed([(*piece, depth + 1) for piece in pieces])
+            found = islice(pieces(raw, body, end, boundary), MAX_PARTS)
+            waiting += reversed([(*piece, depth + 1) for piece in found])
         else:
             yield _leaf(values, mime, parameters, (min(body + 2, end), end))
 
@@ -95,7 +95,7 @@ def _leaf(values: dict[bytes, bytes], mime: str, parameters: dict[str, str], pla
     )
 
 
-def _pieces(raw: bytes, start: int, end: int, boundary: str) -> Iterator[tuple[int, int]]:
+def pieces(raw: bytes, start: int, end: int, boundary: str) -> Iterator[tuple[int, int]]:
     """The ranges between the delimiter lines (RFC 2046 §5.1.1); the last may lack its close.
 
     `start` is where the blank line begins, so that a delimiter in the first line has its CRLF.
