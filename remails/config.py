@@ -96,6 +96,13 @@ class Api(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How many proxies of ours stand in front and set X-Forwarded-For."""
 
 
+class Certificate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A certificate (with its chain) and its key, in PEM."""
+
+    certificate: str
+    key: str
+
+
 class Inbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """SMTP submission. A port of 0 leaves that listener out; systemd's sockets go before the ports."""
 
@@ -105,9 +112,16 @@ class Inbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     alternate_port: Port = 2525
     tls_certificate: str = "/etc/remails/tls/certificate.pem"
     tls_key: str = "/etc/remails/tls/key.pem"
+    """Changed files are used for new connections within seconds, without a restart."""
+    certificates: tuple[Certificate, ...] = ()
+    """More of them; a client that names a host (SNI) gets the one for that name, any other client the one above."""
     timeout: Seconds = 300.0
     """A client that is silent for so many seconds is told 421 (RFC 5321 §4.5.3.2.7)."""
     max_connections: Positive = 2000
+    max_connections_per_client: Positive = 100
+    """From one IPv4 address or IPv6 /64 network, to one process; trusted proxies speak for their clients."""
+    proxy_trusted: tuple[str, ...] = ()
+    """Networks of proxies that begin every connection with a PROXY header (version 1 or 2), and say so who the client is."""
     drain_timeout: Seconds = 30.0
 
 
@@ -244,9 +258,18 @@ def decode(data: bytes, source: str = "settings") -> Settings:
     for nameserver in settings.dns.nameservers:
         endpoint(nameserver, 53, f"{source}: dns.nameservers")
     endpoint(settings.api.listen, 8000, f"{source}: api.listen")
+    for network in settings.inbound.proxy_trusted:
+        _check_network(network, f"{source}: inbound.proxy_trusted")
     if settings.logs.level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ConfigError(f"{source}: logs.level: expected DEBUG, INFO, WARNING or ERROR, got {settings.logs.level!r}")
     return settings
+
+
+def _check_network(text: str, name: str) -> None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}: expected a network such as 10.0.0.0/24: {error}") from None
 
 
 def endpoint(text: str, default_port: int, name: str = "address") -> tuple[str, int]:

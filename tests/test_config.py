@@ -89,3 +89,11 @@ def test_credentials_come_from_systemd_first(tmp_path: Path, monkeypatch: pytest
     (systemd / "pepper").write_text("there")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(systemd))
     assert settings.credential("pepper") == "there"
+
+
+def test_network_of_proxies_is_checked() -> None:
+    text = (
+        'host = "a"\n[mail]\nhostname = "a.example"\n[database]\ndsn = ""\n[inbound]\nproxy_trusted = ["10.0.0.1/8"]\n'
+    )
+    with pytest.raises(ConfigError, match=r"inbound\.proxy_trusted: expected a network such as 10\.0\.0\.0/24"):
+        config.decode(text.encode())

@@ -17,7 +17,7 @@ DESCRIPTION
 STANDARDS
     RFC 5321 (SMTP), RFC 6409 (submission), RFC 8314 (submission with TLS), RFC 3207 (STARTTLS), RFC 4954 (AUTH),
     RFC 4616 (PLAIN), RFC 1870 (SIZE), RFC 2034 and 3463 (enhanced status codes), RFC 2920 (PIPELINING),
-    RFC 6152 (8BITMIME), RFC 6531 (SMTPUTF8), RFC 3848 (ESMTPSA)
+    RFC 6152 (8BITMIME), RFC 6531 (SMTPUTF8), RFC 3848 (ESMTPSA), RFC 6066 (SNI), PROXY protocol 1 and 2
 
 DIAGNOSTICS
     One line for each message accepted, each refusal and each failed login, with the client's address; a password is
@@ -25,26 +25,28 @@ DIAGNOSTICS
 
 CONFIGURATION
     [inbound], [mail], [database], [bus]; credentials pepper, bus_client_key, database_password.
+    Certificates that change on disk are used for new connections within seconds. Peers in `proxy_trusted` begin with a
+    PROXY header and are closed without a word if they do not.
     Sockets of systemd named smtps, submission and alternate go before the ports of [inbound].
 """
 
 import asyncio
 import errno
+import ipaddress
 import socket
-import ssl
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from cryptography import x509
 
 from remails import service
 from remails.bus.client import Publisher
-from remails.config import Inbound, Settings
+from remails.config import Settings
 from remails.db import Database
 from remails.errors import ConfigError
+from remails.inbound import proxy
+from remails.inbound.certificates import Certificates
 from remails.inbound.handler import Handler
-from remails.inbound.session import Session
+from remails.inbound.session import Session, address_of
 from remails.logs import Log
 from remails.vault import Pepper
 
@@ -56,6 +58,11 @@ _BACKLOG = 2048
 _HANDSHAKE_TIMEOUT = 30.0
 _SHUTDOWN_TIMEOUT = 5.0
 _ABORT_TIMEOUT = 10.0
+_PROXY_TIMEOUT = 5.0
+_OPENING_TIMEOUT = 2.0
+_RELOAD_INTERVAL = 2.0
+_ACCEPTED_IN_TURN = 50
+_ACCEPT_PAUSE = 0.5
 _ADVICE = {
     errno.EADDRINUSE: "it is in use, stop the other program or set another port",
     errno.EACCES: "not allowed to this user, let systemd pass the socket or set a port above 1023",
@@ -74,30 +81,44 @@ async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Se
     publisher = Publisher(settings.bus, settings.bus_client_key())
     db = Database(settings.database, settings.database_password(), "inbound")
     handler = Handler(db, publisher, pepper, settings.mail)
-    server = Server(settings, handler, tls_context(settings.inbound))
+    certificates = Certificates(settings.inbound)
+    server = Server(settings, handler, certificates)
+
+    async def reload() -> None:
+        certificates.reload()
+
+    reloading = asyncio.create_task(service.forever("certificates", stop, _RELOAD_INTERVAL, reload))
     try:
         publisher.open()
         db.open()
-        await server.listen(passed)
+        server.listen(passed)
         service.ready("taking mail")
         await stop.wait()
         await server.drain()
         await handler.flush()
     finally:
+        reloading.cancel()
         server.close()
         db.close()
         publisher.close()
 
 
 class Server:
-    """The listeners of this process, and the sessions that came in by them."""
+    """The listeners of this process, and the sessions that came in by them.
 
-    def __init__(self, settings: Settings, handler: Handler, tls: ssl.SSLContext) -> None:
-        self._settings, self._handler, self._tls = settings, handler, tls
-        self._listeners: list[asyncio.Server] = []
+    A connection is accepted without TLS and goes on in a task of its own: a PROXY header from a trusted peer, the TLS
+    handshake where TLS begins at once, then the session. So nobody waits for a peer that is slow.
+    """
+
+    def __init__(self, settings: Settings, handler: Handler, certificates: Certificates) -> None:
+        self._settings, self._handler, self._certificates = settings, handler, certificates
+        self._trusted = [ipaddress.ip_network(network) for network in settings.inbound.proxy_trusted]
+        self._listeners: dict[socket.socket, str] = {}
+        self._opening: set[asyncio.Task[None]] = set()
         self._sessions: set[Session] = set()
+        self._clients: Counter[str] = Counter()
 
-    async def listen(self, passed: Mapping[str, Sequence[socket.socket]]) -> None:
+    def listen(self, passed: Mapping[str, Sequence[socket.socket]]) -> None:
         """Open the listeners: on sockets passed by systemd, or else on the ports of the settings.
 
         Raises:
@@ -107,10 +128,10 @@ class Server:
             raise ConfigError(f"socket {min(unknown)!r}: FileDescriptorName= must be smtps, submission or alternate")
         for name, sockets in passed.items():
             for sock in sockets:
-                await self._listen(name, sock)
+                self._listen(name, sock)
         if not passed:
             for name, sock in self._bound():
-                await self._listen(name, sock)
+                self._listen(name, sock)
         if not self._listeners:
             raise ConfigError("inbound: nothing to listen on, set smtps_port, submission_port or alternate_port")
 
@@ -121,24 +142,81 @@ class Server:
             if port:
                 yield name, _bind(ours.host, port, f"inbound.{name}_port")
 
-    async def _listen(self, name: str, sock: socket.socket) -> None:
-        tls: dict[str, Any] = {
-            "ssl": self._tls,
-            "ssl_handshake_timeout": _HANDSHAKE_TIMEOUT,
-            "ssl_shutdown_timeout": _SHUTDOWN_TIMEOUT,
-        }
-        listener = await asyncio.get_running_loop().create_server(
-            self._session, sock=sock, backlog=_BACKLOG, **(tls if name == SMTPS else {})
-        )
-        self._listeners.append(listener)
+    def _listen(self, name: str, sock: socket.socket) -> None:
+        sock.listen(_BACKLOG)
+        self._listeners[sock] = name
+        self._watch(sock)
         log.info("listening", listener=name, address=_shown(sock))
 
-    def _session(self) -> Session:
-        return Session(self._handler, self._settings, self._tls, self._sessions)
+    def _watch(self, sock: socket.socket) -> None:
+        if sock in self._listeners:
+            asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+
+    def _accept(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(_ACCEPTED_IN_TURN):
+            try:
+                connection, _peer = sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # Out of files or memory: the clients stay in the backlog for a moment.
+                log.warning("cannot accept", reason=error)
+                loop.remove_reader(sock)
+                loop.call_later(_ACCEPT_PAUSE, self._watch, sock)
+                return
+            connection.setblocking(False)
+            task = loop.create_task(self._open(connection, tls=self._listeners[sock] == SMTPS))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _open(self, connection: socket.socket, *, tls: bool) -> None:
+        """Bring a connection to where its session begins."""
+        client = "unknown"
+        try:
+            client = await self._client(connection)
+            if len(self._opening) > self._settings.inbound.max_connections:
+                raise OSError("too many connections are being opened")
+            secure: dict[str, Any] = {
+                "ssl": self._certificates.context,
+                "ssl_handshake_timeout": _HANDSHAKE_TIMEOUT,
+                "ssl_shutdown_timeout": _SHUTDOWN_TIMEOUT,
+            }
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self._session(client), connection, **(secure if tls else {})
+            )
+        except (proxy.BadHeader, EOFError, OSError) as error:
+            # TimeoutError and SSLError are OSErrors.
+            log.info("connection not opened", client=client, reason=str(error) or type(error).__name__)
+            connection.close()
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+
+    async def _client(self, connection: socket.socket) -> str:
+        """The address of who speaks: the peer, or whom a trusted peer speaks for."""
+        peer = address_of(connection.getpeername())
+        if not self._trusts(peer):
+            return peer
+        try:
+            async with asyncio.timeout(_PROXY_TIMEOUT):
+                return await proxy.client(connection) or peer
+        except (proxy.BadHeader, EOFError, OSError) as error:
+            raise proxy.BadHeader(f"trusted proxy {peer}: {str(error) or 'no PROXY header in time'}") from None
+
+    def _trusts(self, peer: str) -> bool:
+        if not self._trusted:
+            return False
+        address = ipaddress.ip_address(peer.partition("%")[0])
+        return any(address in network for network in self._trusted)
+
+    def _session(self, client: str) -> Session:
+        return Session(self._handler, self._settings, self._certificates, self._sessions, self._clients, client)
 
     async def drain(self) -> None:
         """Take no more connections, and wait until the sessions have come to an end."""
         self.close()
+        await self._opened()
         log.info("draining", sessions=len(self._sessions))
         for session in self._sessions:
             session.drain()
@@ -154,42 +232,17 @@ class Server:
 
     def close(self) -> None:
         """Stop listening."""
-        for listener in self._listeners:
-            listener.close()
+        for sock in self._listeners:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
         self._listeners.clear()
 
-
-def tls_context(settings: Inbound) -> ssl.SSLContext:
-    """TLS as we offer it, with the certificate of the settings.
-
-    Raises:
-        ConfigError: certificate or key are missing, unreadable, or do not belong together.
-    """
-    for name, path in (("tls_certificate", settings.tls_certificate), ("tls_key", settings.tls_key)):
-        try:
-            Path(path).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"inbound.{name}: cannot read {path}: {error.strerror}") from None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8996, RFC 8314 §4.1
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    try:
-        # Without a password given here, OpenSSL would ask for one at the terminal.
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
-    except ssl.SSLError as error:
-        raise ConfigError(_why_not(error, settings)) from None
-    return context
-
-
-def _why_not(error: ssl.SSLError, settings: Inbound) -> str:
-    """What is wrong with certificate or key, in one sentence."""
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return f"inbound.tls_key: {settings.tls_key} is not the key of the certificate in {settings.tls_certificate}"
-    try:
-        x509.load_pem_x509_certificates(Path(settings.tls_certificate).read_bytes())
-    except ValueError:
-        return f"inbound.tls_certificate: {settings.tls_certificate} does not begin with a certificate in PEM"
-    return f"inbound.tls_key: {settings.tls_key} is not a private key in PEM without a passphrase"
+    async def _opened(self) -> None:
+        """Wait until whoever was accepted has a session, or give it up."""
+        if self._opening:
+            _, late = await asyncio.wait(self._opening, timeout=_OPENING_TIMEOUT)
+            for task in late:
+                task.cancel()
 
 
 def _bind(host: str, port: int, setting: str) -> socket.socket:

@@ -14,7 +14,8 @@ It is not renewed before a login: nobody holds a connection for longer than `inb
 import asyncio
 import base64
 import contextlib
-import ssl
+import ipaddress
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from aiosmtpd import smtp
@@ -22,6 +23,7 @@ from aiosmtpd import smtp
 from remails.config import Settings
 from remails.errors import Refused
 from remails.inbound import auth, data, syntax
+from remails.inbound.certificates import Certificates
 from remails.inbound.handler import Handler
 from remails.inbound.transaction import Client, Envelope
 from remails.logs import Log
@@ -50,19 +52,29 @@ class Session(smtp.SMTP):
 
     Args:
         handler: the policy.
-        tls: for STARTTLS; where a listener begins with TLS, the transport has it already.
+        certificates: for STARTTLS; where a listener begins with TLS, the transport has it already.
         sessions: all sessions of this process; each enters and leaves by itself.
+        clients: how many of them each client's network has.
+        client: address of the client, which a proxy may have told.
     """
 
     line_length_limit = BLOCK  # of the reader; what a command may have is checked apart
     session: Client
     envelope: Envelope
 
-    def __init__(self, handler: Handler, settings: Settings, tls: ssl.SSLContext, sessions: set["Session"]) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        settings: Settings,
+        certificates: Certificates,
+        sessions: set["Session"],
+        clients: Counter[str],
+        client: str,
+    ) -> None:
         super().__init__(
             None,  # instead of aiosmtpd's hooks, `handler` is called
             hostname=settings.mail.hostname,
-            tls_context=tls,
+            tls_context=certificates.context,
             timeout=settings.inbound.timeout,
             loop=asyncio.get_running_loop(),
         )
@@ -70,7 +82,9 @@ class Session(smtp.SMTP):
         self._max_size = settings.mail.max_size
         self._max_connections = settings.inbound.max_connections
         self._sessions = sessions
-        self._tls = tls
+        self._certificates = certificates
+        self._clients, self._client, self._network = clients, client, network_of(client)
+        self._max_of_client = settings.inbound.max_connections_per_client
         self._login_until = self.loop.time() + settings.inbound.timeout
         self._data_until: float | None = None
         self._heard = self._waiting = self._draining = False
@@ -93,7 +107,8 @@ class Session(smtp.SMTP):
         """Enter; the base class starts the task."""
         super().connection_made(transport)
         self._sessions.add(self)
-        self.session.address = _address(self.session.peer)
+        self._clients[self._network] += 1
+        self.session.address = self._client
         self._note_tls()
 
     def data_received(self, data: bytes) -> None:
@@ -184,6 +199,9 @@ class Session(smtp.SMTP):
         finally:
             await self._leave()
             self._sessions.discard(self)
+            self._clients[self._network] -= 1
+            if not self._clients[self._network]:
+                del self._clients[self._network]
 
     async def _leave(self) -> None:
         if self.transport is not None:
@@ -196,6 +214,8 @@ class Session(smtp.SMTP):
     async def _converse(self) -> None:
         if len(self._sessions) > self._max_connections:
             return self._dismiss("421 4.3.2 Too many connections, try again later")
+        if self._clients[self._network] > self._max_of_client:
+            return self._dismiss("421 4.7.0 Too many connections from your address, close some first")
         self.reply(f"220 {self.hostname} ESMTP")
         while not self._gone():
             await self._turn()
@@ -321,16 +341,15 @@ class Session(smtp.SMTP):
         # What was sent in the clear behind STARTTLS must not be taken for something said under TLS.
         self._reader._buffer.clear()  # type: ignore[attr-defined]  # the reader offers no way to drop what it has
         await self._start_tls()
-        address = self.session.address
         self._set_rset_state()
         self.session = self._create_session()
-        self.session.address = address
+        self.session.address = self._client
         self._note_tls()
         return None
 
     async def _start_tls(self) -> None:
         try:
-            await self._writer.start_tls(self._tls, ssl_handshake_timeout=_HANDSHAKE_TIMEOUT)
+            await self._writer.start_tls(self._certificates.context, ssl_handshake_timeout=_HANDSHAKE_TIMEOUT)
         except OSError as error:
             # uvloop tells the one who waits for a handshake, and not the protocol.
             self.connection_lost(error)
@@ -449,9 +468,15 @@ class Session(smtp.SMTP):
 _COMMANDS = [name for name in vars(Session) if name.startswith("smtp_")]
 
 
-def _address(peer: object) -> str:
+def address_of(peer: object) -> str:
     """The client's IP address as text; one of IPv4 that came over an IPv6 socket is written as IPv4."""
     if not isinstance(peer, tuple) or not peer:
         return "unknown"
     host = str(peer[0])
     return host.removeprefix("::ffff:") if "." in host else host
+
+
+def network_of(client: str) -> str:
+    """What counts as one client: an IPv4 address, or the /64 network that an IPv6 site gives to one machine at least."""
+    address = ipaddress.ip_address(client.partition("%")[0])
+    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
