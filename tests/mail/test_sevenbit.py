@@ -18,9 +18,13 @@ def crlf(text: str, charset: str = "utf-8") -> bytes:
 def leaves(raw: bytes) -> list[tuple[str, bytes]]:
     """Type and decoded content of each leaf, by Python's own parser."""
     message: Message = email.message_from_bytes(raw)
-    return [
-        (part.get_content_type(), part.get_payload(decode=True)) for part in message.walk() if not part.is_multipart()
-    ]
+    found: list[tuple[str, bytes]] = []
+    for part in message.walk():
+        content = part.get_payload(decode=True)
+        if not part.is_multipart():
+            assert isinstance(content, bytes)
+            found.append((part.get_content_type(), content))
+    return found
 
 
 def is_fit(raw: bytes) -> bool:
