@@ -132,8 +132,15 @@ class Outbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Port of the remote servers (RFC 5321 §4.5.4.1); another one only in a demo world."""
     allow_private_destinations: bool = False
     """Whether a recipient's MX may be in a loopback, private or link-local range."""
-    concurrency: Positive = 100
-    """Most SMTP dialogues of one process at a time."""
+    concurrency: Positive = 500
+    """Most deliveries of one process in hand at a time."""
+    connections_per_destination: Positive = 20
+    """Most connections from one address to one destination (its set of MX hosts); fewer where it asks for less."""
+    messages_per_connection: Positive = 100
+    keep_connection: Seconds = 2.0
+    """A connection without work is closed after so many seconds."""
+    recipients_per_transaction: Positive = 100
+    """RFC 5321 §4.5.3.1.8: every server takes so many."""
     batch: Positive = 50
     """Most deliveries claimed by one statement."""
     lease: Seconds = 60.0
@@ -144,8 +151,12 @@ class Outbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """RFC 5321 §4.5.3.2: MAIL and RCPT five minutes."""
     data_timeout: Seconds = 600.0
     """RFC 5321 §4.5.3.2.6: ten minutes for the reply to the final dot."""
+    block_timeout: Seconds = 180.0
+    """RFC 5321 §4.5.3.2.5: three minutes for a block of the message to be taken."""
     drain_timeout: Seconds = 120.0
     first_retry: Seconds = 60.0
+    delayed_after: Seconds = 4 * 3600.0
+    """A delivery that waits for so long is noted as delayed, once."""
 
 
 class Periodic(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

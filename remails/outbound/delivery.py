@@ -1,9 +1,9 @@
 """One message on its way: from a claim to a recorded result.
 
-`Courier.deliver` takes all claims of one message. It loads the body once, signs once, and offers the message to each
-destination domain in one transaction for all its recipients. Each result is recorded as soon as the remote server has
-answered; no database connection is held during a dialogue. A result that cannot be recorded because the database is away
-is kept and tried again until it can: losing it would mean a second copy.
+`Courier.deliver` takes all claims of one message and offers the message to each destination domain in one transaction for all its
+recipients there. Only when a destination has a slot free is the body loaded and signed, once for all of them. Each result is
+recorded as soon as the remote server has answered; no database connection is held during a dialogue. A result that cannot
+be recorded because the database is away is kept and tried again until it can: losing it would mean a second copy.
 """
 
 import asyncio
@@ -18,19 +18,22 @@ from typing import Protocol
 from remails.config import Outbound
 from remails.errors import Unavailable
 from remails.logs import Log
-from remails.mail import backoff, reply
-from remails.mail.reply import Outcome, Phase, Reply
+from remails.mail import backoff, retry
+from remails.mail.reply import Phase, Reply
+from remails.mail.retry import Decision, Outcome
 from remails.outbound import transport
+from remails.outbound.destinations import Busy, Destination, Destinations
 from remails.outbound.holdings import Holding, Holdings
 from remails.outbound.route import Router, Target
-from remails.store.ids import DomainId, MessageId
+from remails.outbound.transport import Envelope, Place, Security
+from remails.store.ids import DomainId
 from remails.store.queue import Claim, Result
 
 log = Log("remails.outbound")
 
-Load = Callable[[MessageId], Awaitable[bytes | None]]
+Load = Callable[[Claim], Awaitable[bytes | None]]
 Record = Callable[[tuple[Claim, Result, bool]], Awaitable[None]]
-Release = Callable[[Sequence[Claim], float], Awaitable[None]]
+Release = Callable[[Sequence[Claim], float, str | None], Awaitable[None]]
 
 _KIND = {
     Outcome.DELIVERED: ("delivered", "delivered"),
@@ -38,7 +41,6 @@ _KIND = {
     Outcome.FAILED: ("failed", "failed"),
     Outcome.AMBIGUOUS: ("reattempt", "ambiguous"),
 }
-_SOON = timedelta(seconds=2)
 
 
 class Signer(Protocol):
@@ -58,13 +60,37 @@ class Try:
     milliseconds: int = 0
 
 
+class _Message:
+    """The bytes of one message, loaded and signed when they are needed first."""
+
+    def __init__(self, claim: Claim, load: Load, signer: Signer) -> None:
+        self._claim, self._load, self._signer = claim, load, signer
+        self._lock = asyncio.Lock()
+        self._wire: bytes | Reply | None = None
+
+    async def wire(self) -> bytes | Reply:
+        """What goes over the wire, or why there is nothing to send."""
+        async with self._lock:
+            if self._wire is None:
+                self._wire = await self._signed()
+            return self._wire
+
+    async def _signed(self) -> bytes | Reply:
+        raw = await self._load(self._claim)
+        if raw is None:
+            return Reply(Phase.LOCAL, 554, "5.6.0", "the message's content is no longer kept")
+        # Without our signature it would only harm the name it is sent in.
+        wire = await self._signer.sign(self._claim.domain_id, raw)
+        return wire or Reply(Phase.LOCAL, 554, "5.7.20", "the sending domain was removed, or has no active DKIM key")
+
+
 class Courier:
     """Delivers messages.
 
     Args:
-        load: gives a message's raw bytes, None when they are gone.
+        load: gives a claim's raw message, None when it is gone.
         record: stores one result durably (and whether the address itself is to blame).
-        release: gives claims back untried, due again after some seconds.
+        release: gives claims back untried, due again after some seconds, perhaps with the reason.
     """
 
     def __init__(
@@ -73,94 +99,109 @@ class Courier:
         holdings: Holdings,
         router: Router,
         signer: Signer,
+        destinations: Destinations,
         *,
         load: Load,
         record: Record,
         release: Release,
     ) -> None:
         self._settings, self._holdings, self._router, self._signer = settings, holdings, router, signer
-        self._load, self._record, self._release = load, record, release
+        self._destinations, self._load, self._record, self._release = destinations, load, record, release
         self._jitter = random.Random()  # noqa: S311  # spreads load, guards nothing
 
     async def deliver(self, claims: Sequence[Claim]) -> None:
         """Deliver one message to those of its recipients that are claimed."""
         now = datetime.now(UTC)
-        late = [claim for claim in claims if claim.expires_at <= now]
-        for claim in late:
-            await self._expire(claim)
-        claims = [claim for claim in claims if claim.expires_at > now]
-        if not claims:
-            return
-        wire = await self._signed(claims[0])
-        if isinstance(wire, Reply):
-            await self._conclude_all(claims, dict.fromkeys((claim.recipient for claim in claims), Try(wire)))
-            return
         groups: defaultdict[tuple[str, str], list[Claim]] = defaultdict(list)
         for claim in claims:
-            groups[claim.source, claim.domain].append(claim)
-        await asyncio.gather(*(self._offer(group, wire) for group in groups.values()))
+            if claim.expires_at <= now:
+                await self._expire(claim)
+            else:
+                groups[claim.source, claim.domain].append(claim)
+        message = _Message(claims[0], self._load, self._signer)
+        await asyncio.gather(*(self._offer(group, message) for group in groups.values()))
 
-    async def _signed(self, claim: Claim) -> bytes | Reply:
-        """What goes over the wire, or why there is nothing to send."""
-        raw = await self._load(claim.message_id)
-        if raw is None:
-            return Reply(Phase.DNS, 554, "5.6.0", "the message's content is no longer kept")
-        # Without our signature it would only harm the name it is sent in.
-        wire = await self._signer.sign(claim.domain_id, raw)
-        return wire or Reply(Phase.DNS, 554, "5.7.20", "the sending domain was removed, or has no active DKIM key")
-
-    async def _offer(self, claims: Sequence[Claim], wire: bytes) -> None:
+    async def _offer(self, claims: Sequence[Claim], message: _Message) -> None:
         """One destination: all recipients of a domain, from one address."""
         holding = self._holdings.get(claims[0].source)
         if holding is None:
             log.warning("address not held, put back", source=claims[0].source, message=claims[0].message_id)
-            await self._release(claims, self._settings.poll_interval)
+            await self._release(claims, self._settings.poll_interval, None)
             return
         version = 6 if ":" in holding.bind_ip else 4
         targets = await self._router.resolve(claims[0].domain, version=version)
         if isinstance(targets, Reply):
-            await self._conclude_all(claims, dict.fromkeys((claim.recipient for claim in claims), Try(targets)))
+            await self._conclude_all(claims, targets)
             return
+        key = holding.ip, tuple(sorted({target.host for target in targets}))
+        destination = self._destinations.get(key)
         try:
-            tries = await self._walk(claims, targets, holding, wire)
+            async with destination.slot(claims[0].organization_id):
+                await self._deliver_to(destination, claims, targets, holding, message)
+        except Busy as busy:
+            log.info("not now", message=claims[0].message_id, domain=claims[0].domain, reason=busy)
+            await self._release(claims, busy.delay * self._jitter.uniform(1.0, 1.5), str(busy))
+
+    async def _deliver_to(
+        self,
+        destination: Destination,
+        claims: Sequence[Claim],
+        targets: Sequence[Target],
+        holding: Holding,
+        message: _Message,
+    ) -> None:
+        wire = await message.wire()
+        if isinstance(wire, Reply):
+            await self._conclude_all(claims, wire)
+            return
+        begun_at = time.monotonic()
+        try:
+            tries = await self._walk(destination, claims, targets, holding, wire)
         except transport.SourceMissing as missing:
             log.error("source address is not on this host, put back", reason=missing, message=claims[0].message_id)
-            await self._release(claims, 5 * self._settings.poll_interval)
+            await self._release(claims, 5 * self._settings.poll_interval, None)
             return
-        await self._conclude_all(claims, tries)
+        answers = [tried.answer for tried in tries.values()]
+        decisive = next((answer for answer in answers if retry.decide(answer).throttles), answers[0])
+        destination.heed(decisive, begun_at, throttles=retry.decide(decisive).throttles)
+        await asyncio.gather(*(self._conclude(claim, tries[claim.recipient]) for claim in claims))
 
     async def _walk(
-        self, claims: Sequence[Claim], targets: Sequence[Target], holding: Holding, wire: bytes
+        self,
+        destination: Destination,
+        claims: Sequence[Claim],
+        targets: Sequence[Target],
+        holding: Holding,
+        wire: bytes,
     ) -> dict[str, Try]:
         """Try one server after another for the recipients that another one may do better for (RFC 5321 §5.1)."""
         tries: dict[str, Try] = {}
         waiting = [claim.recipient for claim in claims]
-        for target in targets:
+        strict = not claims[0].plaintext_fallback
+        # A server that has left us without a last word three times is tried after its fellows (O23).
+        avoided = {host for claim in claims for host in claim.avoided}
+        for target in sorted(targets, key=lambda one: one.host in avoided):
             started = time.monotonic()
-            envelope = transport.Envelope(
-                mail_from=claims[0].mail_from,
-                recipients=waiting,
-                wire=wire,
-                eight_bit=claims[0].eight_bit,
-                smtputf8=claims[0].smtputf8,
-                require_tls=not claims[0].plaintext_fallback,
-            )
-            dialogue = await transport.send(self._settings, target, holding.bind_ip, holding.ehlo_name, envelope)
+            place = Place(target, holding.bind_ip, holding.ehlo_name, Security(required=strict, verify=strict))
+            replies, session = await destination.send(place, self._envelope(claims[0], waiting, wire))
             took = round((time.monotonic() - started) * 1000)
-            for recipient, answer in dialogue.replies.items():
-                tries[recipient] = Try(answer, target, dialogue.tls, took)
-            waiting = [recipient for recipient in waiting if reply.tries_next_host(tries[recipient].answer)]
+            for recipient, answer in replies.items():
+                tries[recipient] = Try(answer, target, session.tls if session else None, took)
+            waiting = [recipient for recipient in waiting if retry.decide(tries[recipient].answer).next_host]
             if not waiting or self._holdings.get(holding.ip) is None:
                 break
         return tries
 
-    async def _conclude_all(self, claims: Iterable[Claim], tries: dict[str, Try]) -> None:
-        await asyncio.gather(*(self._conclude(claim, tries[claim.recipient]) for claim in claims))
+    def _envelope(self, claim: Claim, recipients: Sequence[str], wire: bytes) -> Envelope:
+        return Envelope(claim.mail_from, recipients, wire, claim.eight_bit, claim.smtputf8)
+
+    async def _conclude_all(self, claims: Iterable[Claim], answer: Reply) -> None:
+        await asyncio.gather(*(self._conclude(claim, Try(answer)) for claim in claims))
 
     async def _conclude(self, claim: Claim, tried: Try) -> None:
         now = datetime.now(UTC)
-        outcome = reply.verdict(tried.answer)
-        status, kind = _KIND[outcome]
+        decision = retry.decide(tried.answer)
+        status, kind = _KIND[decision.outcome]
         text = tried.answer.text
         again: datetime | None = None
         if status == "reattempt":
@@ -184,17 +225,21 @@ class Courier:
                 mx_ip=tried.target.ip if tried.target else None,
                 tls=tried.tls,
                 milliseconds=tried.milliseconds,
+                cause=_in_words(decision, status, again),
+                is_delayed=again is not None
+                and (now - claim.created_at).total_seconds() >= self._settings.delayed_after,
             ),
-            blames_address=reply.blames_address(tried.answer),
+            blames_address=decision.blames_address,
         )
 
     def _again(self, claim: Claim, answer: Reply, now: datetime) -> datetime | None:
-        if answer.phase is Phase.RCPT and answer.code == 452 and answer.enhanced == "4.5.3":
-            # RFC 5321 §4.5.3.1.10: too many recipients for one transaction, the rest in another one at once
-            return min(now + _SOON, claim.expires_at)
-        first = timedelta(seconds=self._settings.first_retry)
         return backoff.next_attempt(
-            claim.attempts + 1, now=now, expires_at=claim.expires_at, first=first, jitter=self._jitter
+            claim.attempts + 1,
+            now=now,
+            expires_at=claim.expires_at,
+            first=timedelta(seconds=self._settings.first_retry),
+            jitter=self._jitter,
+            asked=retry.wait_asked(answer),
         )
 
     async def _expire(self, claim: Claim) -> None:
@@ -207,6 +252,7 @@ class Courier:
             text="time is up, not tried again",
             counts=False,
             source=claim.source,
+            cause="The message could not be delivered in the time it had.",
         )
         await self._keep(claim, result, blames_address=False)
 
@@ -230,3 +276,14 @@ class Courier:
             reply=f"{result.code or ''} {result.enhanced or ''} {result.text}".strip(),
             ms=result.milliseconds,
         )
+
+
+def _in_words(decision: Decision, status: str, again: datetime | None) -> str:
+    """The cause, and what happens next."""
+    if status == "failed" and decision.outcome is not Outcome.FAILED:
+        return f"{decision.cause} The time to deliver it is over: it is not tried again."
+    if status == "failed":
+        return f"{decision.cause} It is not tried again."
+    if again is not None:
+        return f"{decision.cause} It is tried again at {again:%Y-%m-%d %H:%M:%S} UTC."
+    return decision.cause

@@ -33,6 +33,7 @@ from remails.db import Coalescer, Connection, Database
 from remails.errors import Unavailable
 from remails.logs import Log
 from remails.outbound.delivery import Courier
+from remails.outbound.destinations import Destinations
 from remails.outbound.holdings import Holdings
 from remails.outbound.route import Router
 from remails.outbound.signing import Signing
@@ -58,7 +59,10 @@ class Outbound:
         self._backlog = True
         self._claimed: dict[int, Claim] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._bodies: Coalescer[MessageId, bytes | None] = Coalescer(self._load, most=settings.outbound.batch)
+        self._bodies: Coalescer[Claim, bytes | None] = Coalescer(
+            self._load, most=settings.outbound.batch, weight=lambda claim: claim.size
+        )
+        self._destinations = Destinations(settings.outbound)
         self._results: Coalescer[tuple[Claim, Result, bool], None] = Coalescer(self._record)
         router = Router(resolver.asynchronous(settings.dns), allow_private=settings.outbound.allow_private_destinations)
         self._courier = Courier(
@@ -66,6 +70,7 @@ class Outbound:
             self._holdings,
             router,
             Signing(db, vault),
+            self._destinations,
             load=self._bodies,
             record=self._results,
             release=self._release,
@@ -79,6 +84,7 @@ class Outbound:
             for loop in (
                 service.forever("addresses", stop, outbound.poll_interval, lambda: self._look(subscriber)),
                 service.forever("leases", stop, outbound.lease / 3, self._renew),
+                service.forever("connections", stop, outbound.keep_connection / 2, self._destinations.reap),
                 self._poll(stop),
                 self._claim(stop),
                 *([self._listen(stop, subscriber)] if subscriber is not None else []),
@@ -90,6 +96,7 @@ class Outbound:
         self._wake.set()
         await asyncio.gather(*loops, return_exceptions=True)
         await self._drain()
+        await self._destinations.close()
         for task in done:
             task.result()
 
@@ -199,9 +206,9 @@ class Outbound:
                 self._claimed.pop(claim.id, None)
             self._wake.set()
 
-    async def _load(self, ids: Sequence[MessageId]) -> list[bytes | None]:
-        found = await self._db.call(queue.bodies, list(ids))
-        return [found.get(id_) for id_ in ids]
+    async def _load(self, claims: Sequence[Claim]) -> list[bytes | None]:
+        found = await self._db.call(queue.bodies, [claim.message_id for claim in claims])
+        return [found.get(claim.message_id) for claim in claims]
 
     async def _record(self, batch: Sequence[tuple[Claim, Result, bool]]) -> list[None]:
         await self._db.call(_record, batch)
@@ -210,8 +217,10 @@ class Outbound:
             self._publisher.publish(events.Attempted(claim.organization_id, claim.message_id, claim.id, result.status))
         return [None] * len(batch)
 
-    async def _release(self, claims: Sequence[Claim], delay: float) -> None:
-        await self._db.call(queue.release, [(claim.id, claim.claim_epoch) for claim in claims], delay)
+    async def _release(self, claims: Sequence[Claim], delay: float, why: str | None) -> None:
+        for claim in claims:
+            self._claimed.pop(claim.id, None)  # its lease must not be renewed any more
+        await self._db.call(queue.release, [(claim.id, claim.claim_epoch) for claim in claims], delay, why)
 
     async def _renew(self) -> None:
         if self._claimed:
@@ -223,6 +232,7 @@ class Outbound:
         if not self._tasks:
             return
         log.info("draining", messages=len(self._tasks))
+        self._destinations.stop()
         drained = asyncio.Event()
         renewing = asyncio.create_task(
             service.forever("leases", drained, self._settings.outbound.lease / 3, self._renew)

@@ -1,8 +1,14 @@
-"""One dialogue with one remote server, by aiosmtplib, bound to the chosen source address.
+"""Dialogues with remote servers, each bound to the chosen source address.
 
-Nothing but `Dialogue` values leaves this module: every reply, timeout, reset and TLS failure becomes a `Reply` that knows how far
-the dialogue had come. The socket is made, bound and connected here, so that an address that is not on this host is
-told apart from a remote server that does not answer.
+    connect -> Session: greeted, perhaps secured --> offer(message) --> a Reply for each recipient --> kept for the next one
+
+Nothing but `Reply` values leaves this module: every timeout, reset and TLS failure becomes one that knows how far the dialogue had
+come. The socket is made, bound and connected here, so that an address that is not on this host is told apart from a remote
+server that does not answer. Where a server offers PIPELINING, MAIL, every RCPT and DATA leave in one write (RFC 2920), and the
+reply to each is read in its turn.
+
+A kept session may have died meanwhile. Its next message begins with RSET: when that is not answered by 250 the session is `Gone`, and
+nothing of the message has been sent.
 """
 
 import asyncio
@@ -13,13 +19,31 @@ import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import aiosmtplib
+from aiosmtplib.esmtp import parse_esmtp_extensions
 
 from remails.config import Outbound
-from remails.mail import reply
+from remails.mail import reply, retry
 from remails.mail.reply import Phase, Reply
+from remails.outbound.protocol import Protocol
 from remails.outbound.route import Target
+
+_BLOCK = 256 * 1024
+_LAST_WORD = 2.0  # seconds for the answer to QUIT
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """What is asked of a connection's TLS."""
+
+    required: bool = False
+    verify: bool = False
+    """Whether the certificate must be valid for the host's name."""
+
+
+OPPORTUNISTIC = Security()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +56,17 @@ class Envelope:
     """The signed message."""
     eight_bit: bool
     smtputf8: bool
-    require_tls: bool
-
-
-@dataclass(slots=True)
-class Dialogue:
-    """What came of a dialogue."""
-
-    replies: dict[str, Reply] = field(default_factory=dict)
-    """The reply that decided each recipient."""
-    tls: str | None = None
-    """TLS version and cipher, None for plain text."""
 
 
 class SourceMissing(Exception):
     """The source address is not on this host: a trouble of ours, no attempt."""
 
 
-class _Broken(Exception):
+class Gone(Exception):
+    """A kept session is no longer there. Nothing of the message was sent."""
+
+
+class Broken(Exception):
     """The dialogue cannot go on; carries the reply for all who have none yet."""
 
     def __init__(self, why: Reply) -> None:
@@ -57,49 +74,69 @@ class _Broken(Exception):
         self.reply = why
 
 
-async def send(settings: Outbound, target: Target, source: str, ehlo_name: str, envelope: Envelope) -> Dialogue:
-    """Offer a message to one server.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a session starts and ends."""
 
-    Args:
-        source: the local address to bind, literal.
-        ehlo_name: the name that its PTR record says (RFC 5321 §4.1.1.1).
+    target: Target
+    source: str
+    """The local address it is bound to."""
+    ehlo_name: str
+    """The name that the PTR record of the source says (RFC 5321 §4.1.1.1)."""
+    security: Security
+
+
+async def connect(settings: Outbound, place: Place) -> "Session":
+    """Open a session.
 
     Raises:
-        SourceMissing: `source` cannot be bound.
+        SourceMissing: the source cannot be bound.
+        Broken: there is no session with this server as secure as is asked.
     """
-    dialogue = await _once(settings, target, source, ehlo_name, envelope, starttls=True)
-    failed_tls = any(answer.phase is Phase.TLS for answer in dialogue.replies.values())
-    if failed_tls and not envelope.require_tls:
-        # RFC 7435 §3: opportunistic; a server whose TLS is broken gets the mail in the clear.
-        return await _once(settings, target, source, ehlo_name, envelope, starttls=False)
-    return dialogue
-
-
-async def _once(
-    settings: Outbound, target: Target, source: str, ehlo_name: str, envelope: Envelope, *, starttls: bool
-) -> Dialogue:
-    dialogue = Dialogue()
-    client: aiosmtplib.SMTP | None = None
     try:
-        client = await _connect(settings, target, source)
-        await _hello(client, ehlo_name)
-        if starttls:
-            await _start_tls(client, target, ehlo_name, envelope)
-        elif envelope.require_tls:
-            raise _Broken(Reply(Phase.TLS, None, "4.7.4", "TLS is required"))
-        dialogue.tls = _tls_facts(client)
-        await _transact(client, settings, envelope, dialogue)
-    except _Broken as broken:
-        for recipient in envelope.recipients:
-            dialogue.replies.setdefault(recipient, broken.reply)
-    finally:
-        if client is not None:
-            await _quit(client)
-    return dialogue
+        return await _opened(settings, place, tls=True)
+    except Broken as broken:
+        if broken.reply.phase is not Phase.TLS or place.security.required:
+            raise
+    # RFC 7435 §3: opportunistic; a server whose TLS is broken gets the mail in the clear.
+    return await _opened(settings, place, tls=False)
 
 
-async def _connect(settings: Outbound, target: Target, source: str) -> aiosmtplib.SMTP:
+async def _opened(settings: Outbound, place: Place, *, tls: bool) -> "Session":
+    protocol = await _connected(settings, place)
+    session = Session(settings, place, protocol)
+    try:
+        await session.greet(tls=tls)
+    except BaseException:
+        session.abort()
+        raise
+    return session
+
+
+async def _connected(settings: Outbound, place: Place) -> Protocol:
     loop = asyncio.get_running_loop()
+    target, source = place.target, place.source
+    sock = _bound(source)
+    where = f"{target.host} [{target.ip}]"
+    try:
+        async with asyncio.timeout(settings.connect_timeout):
+            await loop.sock_connect(sock, (target.ip, settings.port))
+        _, protocol = await loop.create_connection(Protocol, sock=sock)
+    except TimeoutError:
+        sock.close()
+        raise Broken(reply.lost(Phase.CONNECT, f"no answer from {where}")) from None
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise SourceMissing(f"cannot send from {source}: {error.strerror}") from None
+        raise Broken(reply.lost(Phase.CONNECT, f"cannot connect to {where}: {error.strerror}")) from None
+    except BaseException:
+        sock.close()
+        raise
+    return protocol
+
+
+def _bound(source: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -109,44 +146,265 @@ async def _connect(settings: Outbound, target: Target, source: str) -> aiosmtpli
     except OSError as error:
         sock.close()
         raise SourceMissing(f"cannot send from {source}: {error.strerror}") from None
-    try:
-        async with asyncio.timeout(settings.connect_timeout):
-            await loop.sock_connect(sock, (target.ip, settings.port))
-    except TimeoutError:
-        sock.close()
-        raise _Broken(reply.lost(Phase.CONNECT, f"no answer from {target.host} [{target.ip}]")) from None
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise SourceMissing(f"cannot send from {source}: {error.strerror}") from None
-        why = f"cannot connect to {target.host} [{target.ip}]: {error.strerror}"
-        raise _Broken(reply.lost(Phase.CONNECT, why)) from None
-    client = aiosmtplib.SMTP(
-        sock=sock, hostname=None, port=None, use_tls=False, start_tls=False, timeout=settings.command_timeout
-    )
-    with _phase(Phase.BANNER):
-        await client.connect()
-    return client
+    return sock
 
 
-async def _hello(client: aiosmtplib.SMTP, name: str) -> None:
-    with _phase(Phase.EHLO):
+@dataclass(slots=True)
+class _Transaction:
+    """The replies of one MAIL ... final dot."""
+
+    replies: dict[str, Reply] = field(default_factory=dict)
+    accepted: list[str] = field(default_factory=list)
+
+
+class Session:
+    """One connection to one server. `connect` makes it; `offer` sends one message; it may be kept while `usable`."""
+
+    def __init__(self, settings: Outbound, place: Place, protocol: Protocol) -> None:
+        self.place = place
+        self.tls: str | None = None
+        """TLS version and cipher, None for plain text."""
+        self.messages = 0
+        """Messages offered so far."""
+        self.idle_since = 0.0
+        self._settings, self._protocol = settings, protocol
+        self._extensions: dict[str, str] = {}
+
+    @property
+    def usable(self) -> bool:
+        """Whether another message may be offered, as far as one can know."""
+        return (
+            self._protocol.is_connected
+            and not self._protocol.stale
+            and self.messages < self._settings.messages_per_connection
+        )
+
+    async def greet(self, *, tls: bool) -> None:
+        """Read the banner, say EHLO, start TLS. Raises Broken."""
+        with _phase(Phase.BANNER):
+            code, text = await self._protocol.read_response(self._settings.command_timeout)
+        if code != 220:
+            raise Broken(reply.of(Phase.BANNER, code, text))
+        await self._hello()
+        if tls:
+            await self._start_tls()
+        elif self.place.security.required:
+            raise Broken(Reply(Phase.TLS, None, "4.7.4", "TLS is required"))
+
+    async def offer(self, envelope: Envelope) -> dict[str, Reply]:
+        """Offer a message to all its recipients, in as many transactions as the server needs; their replies.
+
+        Raises:
+            Gone: the session was kept and has died; nothing was sent.
+        """
+        begun = self.messages > 0
+        self.messages += 1
+        replies: dict[str, Reply] = {}
+        waiting = list(envelope.recipients)
+        while waiting:
+            batch = waiting[: self._settings.recipients_per_transaction]
+            try:
+                transaction = await self._transact(envelope, batch, reset=begun)
+            except Gone:
+                if not replies:
+                    raise
+                replies.update(dict.fromkeys(waiting, reply.lost(Phase.MAIL, "the connection was closed")))
+                break
+            begun = True
+            replies.update(transaction.replies)
+            # RFC 5321 §4.5.3.1.10: too many recipients for one transaction, the rest in another one at once
+            surplus = [one for one in batch if retry.asks_for_another_transaction(replies[one])]
+            waiting = [*(surplus if transaction.accepted else []), *waiting[len(batch) :]]
+        return replies
+
+    async def close(self) -> None:
+        """Say QUIT and close."""
+        with contextlib.suppress(aiosmtplib.SMTPException, OSError, ValueError, RuntimeError):
+            await self._protocol.execute_command(b"QUIT", timeout=_LAST_WORD)
+        self.abort()
+
+    def abort(self) -> None:
+        """Close without a word."""
+        if self._protocol.transport is not None:
+            with contextlib.suppress(AttributeError):  # Python 3.11.2, when TLS is closed already
+                self._protocol.transport.close()
+
+    async def _command(self, line: str) -> tuple[int, str]:
+        return await self._protocol.execute_command(line.encode(), timeout=self._settings.command_timeout)
+
+    async def _hello(self) -> None:
+        self._extensions = {}
+        with _phase(Phase.EHLO):
+            code, text = await self._command(f"EHLO {self.place.ehlo_name}")
+            if code == 250:
+                self._extensions, _ = parse_esmtp_extensions(text)
+                return
+            if code // 100 == 5:
+                code, text = await self._command(f"HELO {self.place.ehlo_name}")  # RFC 5321 §3.2: an old server
+        if code != 250:
+            raise Broken(reply.of(Phase.EHLO, code, text))
+
+    async def _start_tls(self) -> None:
+        host = self.place.target.host
+        if "starttls" not in self._extensions:
+            if self.place.security.required:
+                raise Broken(Reply(Phase.TLS, None, "4.7.4", f"{host} offers no TLS, which is required"))
+            return
+        context = _context(verify=self.place.security.verify)
+        with _phase(Phase.TLS):
+            await self._protocol.start_tls(context, server_hostname=host, timeout=self._settings.command_timeout)
+        await self._hello()  # RFC 3207 §4.2
+        transport = cast(asyncio.BaseTransport, self._protocol.transport)
+        tls = transport.get_extra_info("ssl_object") if transport is not None else None
+        self.tls = f"{tls.version()} {tls.cipher()[0]}" if tls is not None else None
+
+    async def _transact(self, envelope: Envelope, recipients: Sequence[str], *, reset: bool) -> _Transaction:
+        transaction = _Transaction()
         try:
-            await client.ehlo(hostname=name)
-        except aiosmtplib.SMTPHeloError as error:
-            if error.code == 421 or error.code // 100 != 5:
-                raise
-            await client.helo(hostname=name)  # RFC 5321 §3.2: an old server knows only HELO
+            mail = f"MAIL {self._mail(envelope)}"
+            if "pipelining" in self._extensions:
+                await self._pipelined(mail, recipients, transaction, reset=reset)
+            else:
+                await self._step_by_step(mail, recipients, transaction, reset=reset)
+            if transaction.accepted:
+                answer = await self._body(envelope.wire)
+                transaction.replies.update(dict.fromkeys(transaction.accepted, answer))
+        except Broken as broken:
+            for recipient in recipients:
+                transaction.replies.setdefault(recipient, broken.reply)
+        if any(answer.code in (None, 421) for answer in transaction.replies.values()):
+            self._protocol.stale = True
+        return transaction
+
+    async def _is_alive(self) -> None:
+        """Read the answer to RSET. Raises Gone."""
+        try:
+            code, _ = await self._next()
+        except (aiosmtplib.SMTPException, OSError):
+            code = 0
+        if code != 250:
+            self._protocol.stale = True
+            raise Gone
+
+    def _mail(self, envelope: Envelope) -> str:
+        """The argument of MAIL. Raises Broken when the server cannot take the message."""
+        parameters = []
+        size = len(envelope.wire)
+        if "size" in self._extensions:
+            limit = self._extensions["size"].strip()
+            if limit.isdigit() and 0 < int(limit[:20]) < size:  # RFC 1870 §6.1
+                text = f"the message of {size} bytes is larger than the server's limit of {limit[:20]}"
+                raise Broken(Reply(Phase.MAIL, 552, "5.3.4", text))
+            parameters.append(f"SIZE={size}")
+        if envelope.eight_bit:
+            if "8bitmime" not in self._extensions:
+                raise Broken(Reply(Phase.MAIL, 554, "5.6.3", "the server does not take 8-bit content (8BITMIME)"))
+            parameters.append("BODY=8BITMIME")  # RFC 6152 §3
+        if envelope.smtputf8:
+            if "smtputf8" not in self._extensions:
+                raise Broken(Reply(Phase.MAIL, 553, "5.6.7", "the server does not take addresses in UTF-8 (SMTPUTF8)"))
+            parameters.append("SMTPUTF8")  # RFC 6531 §3.4
+        return " ".join([f"FROM:<{envelope.mail_from}>", *parameters])
+
+    def _send(self, *commands: str) -> None:
+        self._protocol.ask("".join(f"{command}\r\n" for command in commands).encode(), len(commands))
+
+    async def _step_by_step(
+        self, mail: str, recipients: Sequence[str], transaction: _Transaction, *, reset: bool
+    ) -> None:
+        if reset:
+            with contextlib.suppress(aiosmtplib.SMTPServerDisconnected):
+                self._send("RSET")
+            await self._is_alive()
+        with _phase(Phase.MAIL):
+            code, text = await self._command(mail)
+        _expect(2, Phase.MAIL, code, text)
+        for recipient in recipients:
+            with _phase(Phase.RCPT):
+                code, text = await self._command(f"RCPT TO:<{recipient}>")
+            _note(recipient, code, text, transaction)
+        if transaction.accepted:
+            with _phase(Phase.DATA):
+                code, text = await self._command("DATA")
+            _expect(3, Phase.DATA, code, text)
+
+    async def _pipelined(self, mail: str, recipients: Sequence[str], transaction: _Transaction, *, reset: bool) -> None:
+        """RFC 2920 §3.1: the replies come in the order of the commands."""
+        commands = [mail, *(f"RCPT TO:<{recipient}>" for recipient in recipients), "DATA"]
+        with _phase(Phase.MAIL) if not reset else contextlib.suppress(aiosmtplib.SMTPServerDisconnected):
+            self._send(*(["RSET"] if reset else []), *commands)
+        if reset:
+            await self._is_alive()
+        with _phase(Phase.MAIL):
+            code, text = await self._next()
+        refused = None if code // 100 == 2 else reply.of(Phase.MAIL, code, text)
+        for recipient in recipients:
+            with _phase(Phase.RCPT) if refused is None else _phase_of(refused):
+                code, text = await self._next()
+            if refused is None:
+                _note(recipient, code, text, transaction)
+        with _phase(Phase.DATA) if transaction.accepted else _ended(self._protocol):
+            code, text = await self._next()
+        if not transaction.accepted:
+            if code == 354:
+                # It waits for a message for nobody. An empty one could be delivered, so the connection ends here.
+                self._protocol.stale = True
+                self.abort()
+            if refused is not None:
+                raise Broken(refused)
+            return
+        _expect(3, Phase.DATA, code, text)
+
+    async def _next(self) -> tuple[int, str]:
+        return await self._protocol.read_response(self._settings.command_timeout)
+
+    async def _body(self, wire: bytes) -> Reply:
+        """Send the message and its final dot. It is CRLF throughout, so only dots need care (RFC 5321 §4.5.2).
+
+        Until the last block is handed over it cannot have been taken: a loss before that is not ambiguous.
+        """
+        stuffed = wire.replace(b"\r\n.", b"\r\n..")
+        if stuffed.startswith(b"."):
+            stuffed = b"." + stuffed
+        view = memoryview(stuffed)
+        last = max(0, (len(view) - 1) // _BLOCK * _BLOCK)
+        self._protocol.ask(b"", 1)
+        for start in range(0, last, _BLOCK):
+            refusal = await self._block(bytes(view[start : start + _BLOCK]))
+            if refusal is not None:
+                return refusal
+        end = b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n"
+        with _phase(Phase.BODY):
+            self._protocol.write(b"".join((view[last:], end)))
+            code, text = await self._protocol.read_response(self._settings.data_timeout)
+        return reply.of(Phase.BODY, code, text)
+
+    async def _block(self, block: bytes) -> Reply | None:
+        """Send a part of the message; the reply when the server ends it early."""
+        try:
+            self._protocol.write(block)
+            async with asyncio.timeout(self._settings.block_timeout):  # RFC 5321 §4.5.3.2.5
+                await self._protocol.drain()
+        except (aiosmtplib.SMTPException, OSError):
+            self._protocol.stale = True
+            with _phase(Phase.DATA):
+                code, text = await self._protocol.read_response(_LAST_WORD)
+            return reply.of(Phase.DATA, code, text)
+        return None
 
 
-async def _start_tls(client: aiosmtplib.SMTP, target: Target, name: str, envelope: Envelope) -> None:
-    if not client.supports_extension("starttls"):
-        if envelope.require_tls:
-            raise _Broken(Reply(Phase.TLS, None, "4.7.4", f"{target.host} offers no TLS, which this project requires"))
+def _expect(digit: int, phase: Phase, code: int, text: str) -> None:
+    if code // 100 != digit:
+        raise Broken(reply.of(phase, code, text))
+
+
+def _note(recipient: str, code: int, text: str, transaction: _Transaction) -> None:
+    if code // 100 == 2:
+        transaction.accepted.append(recipient)
         return
-    with _phase(Phase.TLS):
-        await client.starttls(server_hostname=target.host, tls_context=_context(verify=envelope.require_tls))
-    await _hello(client, name)  # RFC 3207 §4.2
+    transaction.replies[recipient] = reply.of(Phase.RCPT, code, text)
+    if code == 421:  # RFC 5321 §3.8: the server is about to close the connection
+        raise Broken(transaction.replies[recipient])
 
 
 @functools.cache
@@ -159,91 +417,36 @@ def _context(*, verify: bool) -> ssl.SSLContext:
     return context
 
 
-def _tls_facts(client: aiosmtplib.SMTP) -> str | None:
-    tls = client.get_transport_info("ssl_object")
-    return f"{tls.version()} {tls.cipher()[0]}" if tls is not None else None
-
-
-async def _transact(client: aiosmtplib.SMTP, settings: Outbound, envelope: Envelope, dialogue: Dialogue) -> None:
-    await _mail(client, envelope)
-    accepted = [recipient for recipient in envelope.recipients if await _rcpt(client, recipient, dialogue)]
-    if not accepted:
-        return
-    with _phase(Phase.DATA):
-        code, text = await client.execute_command(b"DATA")
-    if code != 354:
-        raise _Broken(reply.of(Phase.DATA, code, text))
-    with _phase(Phase.BODY):
-        code, text = await _body(client, settings, envelope.wire)
-    answer = reply.of(Phase.BODY, code, text)
-    dialogue.replies.update(dict.fromkeys(accepted, answer))
-
-
-async def _mail(client: aiosmtplib.SMTP, envelope: Envelope) -> None:
-    parameters = []
-    if client.supports_extension("size"):
-        limit = client.esmtp_extensions.get("size", "").strip()
-        if limit.isdigit() and 0 < int(limit) < len(envelope.wire):  # RFC 1870 §6.1
-            text = f"the message of {len(envelope.wire)} bytes is larger than the server's limit of {limit}"
-            raise _Broken(Reply(Phase.MAIL, 552, "5.3.4", text))
-        parameters.append(f"SIZE={len(envelope.wire)}")
-    if envelope.eight_bit:
-        if not client.supports_extension("8bitmime"):
-            raise _Broken(Reply(Phase.MAIL, 554, "5.6.3", "the server does not take 8-bit content (8BITMIME)"))
-        parameters.append("BODY=8BITMIME")  # RFC 6152 §3
-    if envelope.smtputf8:
-        if not client.supports_extension("smtputf8"):
-            raise _Broken(Reply(Phase.MAIL, 553, "5.6.7", "the server does not take addresses in UTF-8 (SMTPUTF8)"))
-        parameters.append("SMTPUTF8")  # RFC 6531 §3.4
-    command = " ".join([f"FROM:<{envelope.mail_from}>", *parameters])
-    with _phase(Phase.MAIL):
-        code, text = await client.execute_command(b"MAIL", command.encode())
-    if code // 100 != 2:
-        raise _Broken(reply.of(Phase.MAIL, code, text))
-
-
-async def _rcpt(client: aiosmtplib.SMTP, recipient: str, dialogue: Dialogue) -> bool:
-    with _phase(Phase.RCPT):
-        code, text = await client.execute_command(b"RCPT", f"TO:<{recipient}>".encode())
-    if code // 100 == 2:
-        return True
-    dialogue.replies[recipient] = reply.of(Phase.RCPT, code, text)
-    if code == 421:  # RFC 5321 §3.8: the server is about to close the connection
-        raise _Broken(dialogue.replies[recipient])
-    return False
-
-
-async def _body(client: aiosmtplib.SMTP, settings: Outbound, wire: bytes) -> tuple[int, str]:
-    """Send the message and its final dot. It is CRLF throughout, so only dots need care (RFC 5321 §4.5.2)."""
-    protocol = client.protocol
-    if protocol is None:
-        raise aiosmtplib.SMTPServerDisconnected("Connection lost")
-    stuffed = wire.replace(b"\r\n.", b"\r\n..")
-    if stuffed.startswith(b"."):
-        stuffed = b"." + stuffed
-    protocol.write(stuffed + (b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n"))
-    code, text = await protocol.read_response(timeout=settings.data_timeout)
-    return code, text
-
-
-async def _quit(client: aiosmtplib.SMTP) -> None:
-    with contextlib.suppress(aiosmtplib.SMTPException, OSError, ValueError, RuntimeError):
-        await client.quit(timeout=2)
-    client.close()
-
-
 @contextlib.contextmanager
 def _phase(phase: Phase) -> Iterator[None]:
     """Turn whatever goes wrong in here into the reply of this phase."""
     try:
         yield
     except aiosmtplib.SMTPResponseException as error:
-        raise _Broken(
+        raise Broken(
             reply.of(phase, error.code, error.message) if error.code > 0 else reply.lost(phase, error.message)
         ) from None
     except ssl.SSLError as error:
-        raise _Broken(reply.lost(phase, f"TLS: {error.reason or error}")) from None
+        raise Broken(reply.lost(phase, f"TLS: {error.reason or error}")) from None
     except (aiosmtplib.SMTPTimeoutError, TimeoutError):
-        raise _Broken(reply.lost(phase, f"timed out during {phase}")) from None
+        raise Broken(reply.lost(phase, f"timed out during {phase}")) from None
     except (aiosmtplib.SMTPException, OSError) as error:
-        raise _Broken(reply.lost(phase, f"connection lost during {phase}: {error}")) from None
+        raise Broken(reply.lost(phase, f"connection lost during {phase}: {error}")) from None
+
+
+@contextlib.contextmanager
+def _phase_of(refused: Reply) -> Iterator[None]:
+    """What was refused stays refused, however the dialogue ends."""
+    try:
+        yield
+    except (aiosmtplib.SMTPException, OSError):
+        raise Broken(refused) from None
+
+
+@contextlib.contextmanager
+def _ended(protocol: Protocol) -> Iterator[None]:
+    """Every recipient has an answer; only the connection is lost."""
+    try:
+        yield
+    except (aiosmtplib.SMTPException, OSError):
+        protocol.stale = True

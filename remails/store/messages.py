@@ -168,6 +168,8 @@ class TimelineEntry:
     mx_ip: str | None
     tls: str | None
     milliseconds: int | None
+    cause: str
+    """Why, and what happens next, in words; empty where the kind says it all."""
 
 
 def list_(
@@ -269,7 +271,7 @@ def timeline(conn: Connection, organization_id: OrganizationId, message_id: Mess
         return cursor.execute(
             """
             SELECT t.id, t.delivery_id, t.at, t.kind, t.text, t.code, t.enhanced, host(t.source) AS source, t.mx_host,
-                host(t.mx_ip) AS mx_ip, t.tls, t.milliseconds
+                host(t.mx_ip) AS mx_ip, t.tls, t.milliseconds, t.cause
             FROM timeline t JOIN messages m ON m.id = t.message_id
             WHERE t.message_id = %s AND m.organization_id = %s ORDER BY t.id
             """,

@@ -40,6 +40,8 @@ class Claim:
     eight_bit: bool
     smtputf8: bool
     plaintext_fallback: bool
+    avoided: list[str]
+    """MX hosts that left three attempts or more without a last word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,10 @@ class Result:
     mx_ip: str | None = None
     tls: str | None = None
     milliseconds: int | None = None
+    cause: str = ""
+    """Why, and what happens next, as sentences."""
+    is_delayed: bool = False
+    """Whether it has waited for so long that its sender should know; noted once."""
 
 
 _CLAIM = """
@@ -73,7 +79,11 @@ FROM due, messages m, projects p
 WHERE d.id = due.id AND m.id = d.message_id AND p.id = m.project_id
 RETURNING d.id, d.message_id, d.organization_id, m.project_id, m.domain_id, d.recipient, d.domain,
     host(d.source) AS source, d.attempts, d.claim_epoch, m.created_at, m.expires_at, m.mail_from, m.size,
-    m.eight_bit, m.smtputf8, p.plaintext_fallback
+    m.eight_bit, m.smtputf8, p.plaintext_fallback,
+    CASE WHEN d.attempts < 3 THEN '{}'::text[] ELSE ARRAY(
+        SELECT t.mx_host FROM timeline t
+        WHERE t.message_id = d.message_id AND t.delivery_id = d.id AND t.kind = 'ambiguous' AND t.mx_host IS NOT NULL
+        GROUP BY t.mx_host HAVING count(*) >= 3) END AS avoided
 """
 
 
@@ -141,15 +151,20 @@ def record_many(conn: Connection, results: Sequence[Result]) -> set[DeliveryId]:
             WITH result AS (
                 SELECT * FROM unnest(%s::bigint[], %s::uuid[], %s::int[], %s::text[], %s::text[], %s::text[],
                     %s::timestamptz[], %s::bool[], %s::smallint[], %s::text[], %s::text[], %s::text[], %s::text[],
-                    %s::text[], %s::int[])
+                    %s::text[], %s::int[], %s::text[], %s::bool[])
                     AS r (delivery_id, message_id, claim_epoch, status, kind, text, next_attempt_at, counts, code,
-                        enhanced, source, mx_host, mx_ip, tls, milliseconds)),
+                        enhanced, source, mx_host, mx_ip, tls, milliseconds, cause, is_delayed)),
             entry AS (
                 INSERT INTO timeline (message_id, delivery_id, kind, text, code, enhanced, source, mx_host, mx_ip, tls,
-                    milliseconds)
+                    milliseconds, cause)
                 SELECT message_id, delivery_id, kind, text, code, enhanced, source::inet, mx_host, mx_ip::inet, tls,
-                    milliseconds
-                FROM result)
+                    milliseconds, cause
+                FROM result),
+            late AS (
+                INSERT INTO timeline (message_id, delivery_id, kind, text, cause)
+                SELECT r.message_id, r.delivery_id, 'delayed', r.text, r.cause
+                FROM result r JOIN deliveries d ON d.id = r.delivery_id
+                WHERE r.is_delayed AND d.delayed_at IS NULL AND d.claim_epoch = r.claim_epoch)
             UPDATE deliveries d SET
                 status = r.status::delivery_status,
                 next_attempt_at = coalesce(r.next_attempt_at, d.next_attempt_at),
@@ -158,6 +173,7 @@ def record_many(conn: Connection, results: Sequence[Result]) -> set[DeliveryId]:
                 claim_epoch = CASE WHEN d.claim_epoch = r.claim_epoch THEN d.claim_epoch ELSE d.claim_epoch + 1 END,
                 last_code = r.code, last_enhanced = r.enhanced, last_reply = r.text,
                 mx_host = r.mx_host, mx_ip = r.mx_ip::inet, tls = r.tls,
+                delayed_at = CASE WHEN r.is_delayed THEN coalesce(d.delayed_at, clock_timestamp()) ELSE d.delayed_at END,
                 finished_at = CASE WHEN r.status IN ('delivered', 'failed') THEN clock_timestamp() END
             FROM result r
             WHERE d.id = r.delivery_id AND d.status IN ('accepted', 'reattempt')
@@ -184,15 +200,18 @@ def renew(conn: Connection, claims: Sequence[tuple[DeliveryId, int]], lease: flo
         return set(rows.fetchall())
 
 
-def release(conn: Connection, claims: Sequence[tuple[DeliveryId, int]], delay: float = 0) -> None:
-    """Give claims back that were not tried; they come due again after `delay` seconds."""
+def release(
+    conn: Connection, claims: Sequence[tuple[DeliveryId, int]], delay: float = 0, why: str | None = None
+) -> None:
+    """Give claims back that were not tried; they come due again after `delay` seconds. `why` is shown meanwhile."""
     conn.execute(
         """
-        UPDATE deliveries d SET next_attempt_at = clock_timestamp() + %s, claimed_by = NULL
+        UPDATE deliveries d SET next_attempt_at = clock_timestamp() + %s, claimed_by = NULL,
+            last_reply = coalesce(%s::text, d.last_reply)
         FROM unnest(%s::bigint[], %s::int[]) AS mine (id, claim_epoch)
         WHERE d.id = mine.id AND d.claim_epoch = mine.claim_epoch AND d.status IN ('accepted', 'reattempt')
         """,
-        [timedelta(seconds=delay), [id_ for id_, _ in claims], [epoch for _, epoch in claims]],
+        [timedelta(seconds=delay), why, [id_ for id_, _ in claims], [epoch for _, epoch in claims]],
     )
 
 

@@ -3,6 +3,7 @@
 import random
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,3 +41,29 @@ def test_it_is_always_in_the_future_and_in_time(attempts: int, life: int) -> Non
     found = wait(attempts, life=timedelta(seconds=life))
     assert found is not None
     assert timedelta(0) < found <= timedelta(seconds=life)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "asked", "least", "most"),
+    [
+        (1, 5, 5, 5.5),  # a greylisting server says when it will be ready
+        (1, 0.5, 0.5, 0.55),
+        (1, 0, 1 / 12, 0.1),  # not at once
+        (9, 1, 216, 264),  # after many attempts a short wait is no longer believed
+        (9, 239, 216, 264),
+        (3, 60, 60, 66),
+        (1, 10_000, 240, 264),  # nor is a very long one
+    ],
+)
+def test_what_the_remote_server_asks_for_is_honoured(attempts: int, asked: float, least: float, most: float) -> None:
+    """Case O16; minutes."""
+    found = backoff.next_attempt(
+        attempts,
+        now=NOW,
+        expires_at=NOW + timedelta(days=4),
+        first=MINUTE,
+        jitter=random.Random(1),
+        asked=asked * MINUTE,
+    )
+    assert found is not None
+    assert least <= (found - NOW) / MINUTE <= most

@@ -315,15 +315,16 @@ def test_nothing_leaves_unsigned(bench: Bench) -> None:
 
 def test_a_dialogue_under_way_is_finished_when_told_to_stop(bench: Bench) -> None:
     async def main() -> None:
-        async with bench.dns(), bench.serve(slow_reply=1.0) as mx:
+        begun = asyncio.Event()
+
+        def rcpt(_address: str) -> None:
+            begun.set()
+
+        async with bench.dns(), bench.serve(script=Script(rcpt=rcpt), slow_reply=1.0) as mx:
             async with bench.work():
                 slow = await bench.submit("slow@example.net")
                 async with asyncio.timeout(10):
-                    while not any(
-                        row.is_claimed
-                        for row in await bench.db.call(messages.deliveries, bench.tenant.organization_id, [slow])
-                    ):
-                        await asyncio.sleep(0.02)
+                    await begun.wait()
             rows = await bench.db.call(messages.deliveries, bench.tenant.organization_id, [slow])
             assert [row.status for row in rows] == ["delivered"]
             assert len(await mx.wait(1)) == 1

@@ -186,6 +186,8 @@ class TimelineEntry(Struct, kw_only=True):
     mx_ip: str | None
     tls: str | None
     milliseconds: int | None
+    cause: str
+    """Why, and what happens next, in words."""
 
 
 class EmailDetails(Email, kw_only=True):
@@ -486,6 +488,7 @@ _TYPES: dict[str, Any] = {
 _LEVELS: dict[str, Any] = {
     "deferred": "WARN",
     "ambiguous": "WARN",
+    "delayed": "WARN",
     "held": "WARN",
     "suppressed": "WARN",
     "failed": "ERROR",

@@ -41,6 +41,7 @@ HAPPENINGS = {
     "attempted": "Attempted",
     "delivered": "Delivered",
     "deferred": "Put off",
+    "delayed": "Delayed for long",
     "failed": "Failed",
     "ambiguous": "Connection lost at the end, may arrive twice",
     "suppressed": "Suppressed",

@@ -1,0 +1,94 @@
+"""The wire: aiosmtplib's protocol, with replies read strictly and as many outstanding as were asked for.
+
+aiosmtplib takes the last line's code of a reply whose lines disagree (O25) and drops replies that come before they are waited
+for, so it cannot pipeline. Here a reply with two codes is an error, replies are kept in order, and what comes unasked
+marks the connection as `stale`: a server that is about to close an idle connection says so with 421 first.
+"""
+
+import re
+
+from aiosmtplib import SMTPException, SMTPResponse, SMTPResponseException
+from aiosmtplib.protocol import MAX_RESPONSE_LENGTH, SMTPProtocol
+
+_LINE = re.compile(rb"([2-5]\d\d)(?:([ -])([^\n]*))?\r?\n")
+
+
+class Protocol(SMTPProtocol):
+    """One connection. A reply that breaks the rules raises SMTPResponseException with the code -1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._awaited = 1
+        """Replies asked for and not read yet: the banner, at first."""
+        self._is_reading = False
+        self.stale = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._awaited == 0:
+            self.stale = True
+            return
+        self._buffer.extend(data)
+        waiter = self._response_waiter
+        if self._is_reading and waiter is not None and not waiter.done():
+            try:
+                reply = self._read_response_from_buffer()
+            except SMTPResponseException as error:
+                self._set_response_exception(waiter, error)
+            else:
+                if reply is not None:
+                    waiter.set_result(reply)
+
+    def _read_response_from_buffer(self) -> SMTPResponse | None:
+        """The first whole reply in the buffer (RFC 5321 §4.2.1)."""
+        codes, texts, offset = set(), [], 0
+        while line_end := self._buffer.find(b"\n", offset) + 1:
+            line = _LINE.fullmatch(self._buffer, offset, line_end)
+            if line is None:
+                shown = bytes(self._buffer[offset : min(line_end, offset + 100)]).decode("ascii", "replace").strip()
+                raise SMTPResponseException(-1, f"this is no SMTP reply: {shown}")
+            offset = line_end
+            codes.add(int(line[1]))
+            texts.append((line[3] or b"").strip().decode("utf-8", "surrogateescape"))
+            if line[2] != b"-":
+                break
+        else:
+            if len(self._buffer) > MAX_RESPONSE_LENGTH:
+                raise SMTPResponseException(-1, "the reply is too long")
+            return None
+        del self._buffer[:offset]
+        if len(codes) > 1:
+            listed = ", ".join(str(code) for code in sorted(codes))
+            raise SMTPResponseException(
+                -1, f"the lines of the reply have different codes ({listed}): {' '.join(texts)}"
+            )
+        return SMTPResponse(codes.pop(), "\n".join(texts))
+
+    def ask(self, data: bytes, replies: int) -> None:
+        """Send commands whose replies, so many, are read one by one. Raises SMTPServerDisconnected."""
+        self._awaited += replies
+        self.write(data)
+
+    async def read_response(self, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109  # aiosmtplib's signature
+        """The next reply, in the order of the commands."""
+        self._awaited = max(self._awaited, 1)
+        try:
+            # What came early is read even when the connection has been closed behind it.
+            early = self._read_response_from_buffer()
+            if early is not None:
+                return early
+            self._is_reading = True
+            return await super().read_response(timeout)
+        except SMTPException:
+            self.stale = True
+            raise
+        finally:
+            self._is_reading = False
+            self._awaited -= 1
+
+    async def drain(self) -> None:
+        """Wait until the transport takes more. Raises ConnectionError."""
+        await self._drain_helper()
+
+    def eof_received(self) -> bool:
+        self.stale = True
+        return super().eof_received()
