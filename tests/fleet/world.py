@@ -43,6 +43,7 @@ class World:
     def __init__(self, fleet: hosts.Fleet) -> None:
         self.directory = fleet.directory / "world"
         self._zone = self.directory / "zone.json"
+        self._mails: dict[str, archive.Record] = {}
         if not self.directory.exists():
             self.directory.mkdir()
             self._write({})
@@ -68,9 +69,10 @@ class World:
 
     def mails(self, subject: str = "") -> list[archive.Record]:
         """What the mailbox has received whose subject begins so, oldest first."""
-        paths = sorted((self.directory / "mails").glob("*.json"))
-        records = [msgspec.json.decode(path.read_bytes(), type=archive.Record) for path in paths]
-        return [record for record in records if record.subject.startswith(subject)]
+        for path in sorted((self.directory / "mails").glob("*.json")):
+            if path.name not in self._mails:
+                self._mails[path.name] = msgspec.json.decode(path.read_bytes(), type=archive.Record)
+        return [record for record in self._mails.values() if record.subject.startswith(subject)]
 
     def raw(self, record: archive.Record) -> bytes:
         """The mail as received."""
