@@ -12,7 +12,7 @@ help: ## Say what there is (this)
 run: .venv/dev ## Run every service on this machine and print the address to open
 	@$(BIN)/remails dev
 
-demo: .venv/dev ## Show a small world of relays, senders and receivers at work
+demo: .venv/dev ## Send a hundred mails through everything, follow each to its receiver, print a table
 	@$(BIN)/remails demo
 
 test: .venv/test ## Run the tests; ARGS="-k word" goes to pytest

@@ -145,7 +145,7 @@ def _prepare(given: Submission, settings: Mail, now: datetime) -> _Mail | Refuse
 
 def _allowed(project: senders.Project | None) -> senders.Project:
     if project is None:
-        raise Refused(550, "5.7.1", "The project of this credential no longer exists", status=404)
+        raise Refused(550, "5.7.1", "There is no such project, or it does not belong to this sender", status=404)
     if project.block_status in ("no_sending_or_receiving", "full_freeze"):
         raise Refused(550, "5.7.1", "This organization is blocked from sending, contact the operator", status=403)
     return project
