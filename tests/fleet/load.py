@@ -19,7 +19,7 @@ import smtplib
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from typing import Literal
@@ -79,8 +79,7 @@ class Smtp:
         clients: dict[str, tuple[smtplib.SMTP, int]] = self._own.__dict__
         client, used = clients.get(ip, (None, 0))
         if client is not None and used >= CONNECTION:
-            with contextlib.suppress(OSError, smtplib.SMTPException):
-                client.quit()
+            self._drop(ip)
             client = None
         if client is None:
             client, used = self._connect(ip), 0
@@ -90,15 +89,24 @@ class Smtp:
     def _connect(self, ip: str) -> smtplib.SMTP:
         try:
             client = smtplib.SMTP(ip, 587, timeout=10)
+        except (OSError, smtplib.SMTPException) as error:
+            raise Failed("refused", error) from None
+        try:
             client.starttls(context=self._tls)
             client.login(*self._login)
         except (OSError, smtplib.SMTPException) as error:
+            client.close()
             raise Failed("refused", error) from None
         return client
 
     def _drop(self, ip: str) -> None:
         if known := self._own.__dict__.pop(ip, None):
             known[0].close()
+
+    def close(self) -> None:
+        """End this thread's connections."""
+        for ip in list(self._own.__dict__):
+            self._drop(ip)
 
     def _envelope(self, client: smtplib.SMTP) -> None:
         for code, text in (client.mail(self._sender), client.rcpt(self._recipient), client.docmd("data")):
@@ -124,6 +132,9 @@ class Rest:
         self._port, self._path, self._sender, self._recipient = port, path, sender, recipient
         basic = base64.b64encode(f"{key}:{secret}".encode()).decode()
         self._headers = {"Authorization": f"Basic {basic}", "Content-Type": "application/json"}
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
     def submit(self, ip: str, subject: str) -> None:
         """Hand one mail in. Raises Failed."""
@@ -156,7 +167,7 @@ class Load:
 
     fleet: Fleet
     name: str
-    submit: Callable[[str, str], None]
+    door: Smtp | Rest
     hosts: Sequence[str]
     rate: float
     count: int | None = None
@@ -182,7 +193,7 @@ class Load:
             worker.join()
 
     def _work(self) -> None:
-        with self.fleet.network("world"):
+        with self.fleet.network("world"), contextlib.closing(self.door):
             while not self._stop.is_set():
                 number = next(self._numbers)
                 if self.count is not None and number >= self.count:
@@ -199,7 +210,7 @@ class Load:
             subject = f"{self.name} {number} {attempt}"
             started, result, reason = time.monotonic(), "accepted", ""
             try:
-                self.submit(ip, subject)
+                self.door.submit(ip, subject)
             except Failed as failed:
                 result, reason = failed.result, str(failed)
             self.attempts.append(Attempt(subject, ip, result, reason, time.monotonic() - started))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from controller import Controller
-from hosts import BYOIP, MX, NETWORK, Fleet, until
+from hosts import BYOIP, CONTROL, MX, Fleet, until
 from image import run
 from world import World
 
@@ -96,11 +96,11 @@ def test_a_host_shuts_down_in_good_order(fleet: Fleet, spare: str) -> None:
 
 def test_a_cable_that_is_cut_and_put_back(fleet: Fleet, spare: str) -> None:
     host = fleet.hosts[spare]
-    assert connects(fleet, "world", f"{NETWORK}.1", host.ip)
+    assert connects(fleet, "control", CONTROL, host.ip)
     host.cut()
-    assert not connects(fleet, "world", f"{NETWORK}.1", host.ip)
+    assert not connects(fleet, "control", CONTROL, host.ip)
     host.heal()
-    until(lambda: connects(fleet, "world", f"{NETWORK}.1", host.ip), 10, "the cable to carry again")
+    until(lambda: connects(fleet, "control", CONTROL, host.ip), 10, "the cable to carry again")
 
 
 def test_ansible_reaches_every_host(fleet: Fleet, tmp_path: Path) -> None:

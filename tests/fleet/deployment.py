@@ -1,0 +1,162 @@
+"""Remails on the fleet: which host is what, how the playbooks are told, and what an operator and a customer then do.
+
+    app1  app2         api inbound bus periodic
+    out1  out2  out3   outbound ipagent, an address of the operator's block each
+    data1              database
+
+One customer has a pool of its own, the other sends from the shared one.
+"""
+
+import json
+import shlex
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from controller import Controller, Run
+from hosts import BYOIP, Fleet, Host, until
+from load import Rest, Smtp
+from world import World
+
+GROUPS = {
+    "api": ["app1", "app2"],
+    "inbound": ["app1", "app2"],
+    "bus": ["app1", "app2"],
+    "periodic": ["app1", "app2"],
+    "outbound": ["out1", "out2", "out3"],
+    "ipagent": ["out1", "out2", "out3"],
+    "database": ["data1"],
+}
+POOLS = {"shared": [f"{BYOIP}.11", f"{BYOIP}.12", f"{BYOIP}.13"], "acme": [f"{BYOIP}.21"]}
+HOLDERS = {f"{BYOIP}.11": "out1", f"{BYOIP}.12": "out2", f"{BYOIP}.13": "out3", f"{BYOIP}.21": "out1"}
+REMAILS = "/opt/remails/current/bin/remails"
+API_PORT = 8000
+VARIABLES: dict[str, Any] = {}
+
+ADDRESS_UNIT = """\
+[Unit]
+Before=remails-ipagent.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/ip address replace %i/32 dev eth0
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@dataclass(frozen=True)
+class Customer:
+    """An organization that may send, and the keys of its two doors."""
+
+    organization: str
+    domain: str
+    pool: str
+    smtp: Smtp
+    rest: Rest
+
+
+class Deployment:
+    """An installation on the fleet."""
+
+    def __init__(self, fleet: Fleet, world: World) -> None:
+        self.fleet, self.world = fleet, world
+        self.controller = Controller(fleet, GROUPS, VARIABLES)
+
+    def site(self) -> Run:
+        """Everything, by `playbooks/site.yml`."""
+        return self.controller.playbook("playbooks/site.yml")
+
+    def is_there(self) -> bool:
+        """Whether an earlier run, of a fleet that was kept, got as far as the addresses."""
+        return bool(self.fleet.hosts["app1"].run(f"ls {REMAILS} 2>/dev/null", check=False)) and bool(self.addresses())
+
+    def ips(self, group: str) -> list[str]:
+        """The addresses of a group's hosts."""
+        return [self.fleet.hosts[name].ip for name in GROUPS[group]]
+
+    # The operator
+
+    def remails(self, *words: str, host: str = "app1") -> str:
+        """Run an operator's command on a host. Raises RuntimeError."""
+        return self.fleet.hosts[host].run(shlex.join([REMAILS, *words])).strip()
+
+    def table(self, *words: str) -> Any:
+        """What an operator's command says, as values."""
+        return json.loads(self.remails(*words, "--json"))
+
+    def addresses(self) -> dict[str, Any]:
+        """All outbound addresses, by address."""
+        return {row["ip"]: row for row in self.table("address", "list")}
+
+    def sql(self, statement: str) -> list[list[str]]:
+        """Rows of a query, as text, from the database's own host."""
+        said = self.fleet.hosts["data1"].run(
+            f"runuser -u postgres -- psql -XAtq -d remails -c {shlex.quote(statement)}"
+        )
+        return [line.split("|") for line in said.splitlines()]
+
+    def waiting(self) -> int:
+        """How many deliveries have no final state."""
+        ((number,),) = self.sql("SELECT count(*) FROM deliveries WHERE status IN ('accepted', 'reattempt')")
+        return int(number)
+
+    def add_addresses(self) -> None:
+        """Make the pools, and bring each address up on its host as far as that is the provider's part."""
+        for pool, addresses in POOLS.items():
+            self.remails("pool", "create", pool, *(["--default"] if pool == "shared" else []))
+            for ip in addresses:
+                name = f"out{ip.rpartition('.')[2]}.relay.test"
+                self.world.publish_address(ip, name)
+                self.attach(ip, self.fleet.hosts[HOLDERS[ip]])
+                self.remails("address", "add", ip, "--pool", pool, "--ptr-name", name, "--preferred-host", HOLDERS[ip])
+
+    def attach(self, ip: str, host: Host) -> None:
+        """What somebody does who sets up a host with an address of its own, so that it is there after a reboot too."""
+        self.fleet.own(ip, host)
+        host.run(
+            f"cat >/etc/systemd/system/address@.service <<'END'\n{ADDRESS_UNIT}END\nsystemctl enable --now address@{ip}"
+        )
+
+    def ready(self, limit: float = 90) -> None:
+        """Wait until every address is ready."""
+        until(
+            lambda: all(row["state"] == "ready" for row in self.addresses().values()),
+            limit,
+            "every address to be ready",
+        )
+
+    def customer(self, name: str, pool: str = "") -> Customer:
+        """A new organization with one project and one verified domain."""
+        domain = f"{name.lower()}.test"
+        organization = self.remails("organization", "create", name)
+        project = self.remails("project", "create", name, "mail")
+        self.remails("domain", "add", name, domain, "--project", "mail")
+        self.world.publish(
+            *((row["name"], row["type"], row["value"]) for row in self.table("domain", "records", name, domain))
+        )
+        self.remails("domain", "check", name, domain)
+        if pool:
+            self.remails("pool", "assign", pool, name)
+        login = self.table("credential", "create", name, "mail", name.lower())
+        key = self.table("key", "create", name)
+        path = f"/api/organizations/{organization}/projects/{project}/emails"
+        return Customer(
+            organization=organization,
+            domain=domain,
+            pool=pool or "shared",
+            smtp=Smtp(login["username"], login["password"], f"me@{domain}"),
+            rest=Rest(API_PORT, path, key["id"], key["password"], f"me@{domain}"),
+        )
+
+    def arrived(self, subject: str) -> list[str]:
+        """The subjects that begin so of what the receivers have got."""
+        return [record.subject for record in self.world.mails(subject)]
+
+    def wait_for(self, subjects: list[str], name: str, limit: float) -> None:
+        """Wait until all of these have arrived, whose subjects begin with `name`."""
+        missing = partial(self._missing, set(subjects), name)
+        until(lambda: not missing(), limit, f"{len(subjects)} mails {name!r}")
+
+    def _missing(self, subjects: set[str], name: str) -> set[str]:
+        return subjects - set(self.arrived(name))

@@ -1,0 +1,180 @@
+"""The installation on the fleet: deployed by the real playbooks, then used and broken. Each test leaves it whole."""
+
+import secrets
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from deployment import API_PORT, GROUPS, HOLDERS, POOLS, Customer, Deployment
+from hosts import Fleet, until
+from load import Load
+from ports import reachable
+from world import World
+
+pytestmark = [pytest.mark.fleet, pytest.mark.timeout(1800)]
+
+# The process table: who may speak to whom, and where. A host is also an outsider to all others.
+NEEDS_THE_DATABASE = ("api", "inbound", "outbound", "periodic", "ipagent")
+TABLE = (
+    ("control", tuple(GROUPS), {22}),
+    ("world", ("inbound",), {465, 587, 2525}),
+    ("world", ("api",), {API_PORT}),
+    *((group, ("database",), {5432}) for group in NEEDS_THE_DATABASE),
+    *((group, ("bus",), {5561, 5562}) for group in NEEDS_THE_DATABASE),
+)
+SERVICES = ("api", "inbound", "outbound", "bus", "periodic", "ipagent")
+EXPOSURE = 2.0
+
+
+@pytest.fixture(scope="session")
+def deployment(fleet: Fleet, world: World) -> Deployment:
+    """The installation, by site.yml on bare hosts, with addresses."""
+    made = Deployment(fleet, world)
+    if not made.is_there():
+        made.site().ok()
+        made.add_addresses()
+        made.ready()
+    return made
+
+
+@pytest.fixture(scope="session")
+def customers(deployment: Deployment) -> dict[str, Customer]:
+    """Two organizations: ACME has a pool of its own, Other sends from the shared one."""
+    run = f"{time.time():.0f}"
+    return {"acme": deployment.customer(f"Acme{run}", "acme"), "other": deployment.customer(f"Other{run}")}
+
+
+@pytest.fixture(autouse=True)
+def whole(deployment: Deployment) -> Iterator[None]:
+    """Afterwards every host is on and every address ready."""
+    yield
+    off = [host for host in deployment.fleet.hosts.values() if host.leader() is None]
+    for host in off:
+        host.start()
+        host.wait()
+    if off:
+        deployment.ready()
+
+
+def load(deployment: Deployment, customer: Customer, door: str, name: str, **options: float) -> Load:
+    """A stream of mails to all hosts of one door."""
+    client = customer.smtp if door == "inbound" else customer.rest
+    return Load(deployment.fleet, f"{name} {secrets.token_hex(4)}", client, deployment.ips(door), **options)
+
+
+def check(deployment: Deployment, stream: Load, limit: float) -> None:
+    """Every mail was taken by some host, and what was taken arrived, once."""
+    assert stream.given_up == set(), stream.reasons()
+    deployment.wait_for(stream.subjects("accepted"), stream.name, limit)
+    until(lambda: deployment.waiting() == 0, limit, "the queue to be empty")
+    assert stream.doubled(deployment.arrived(stream.name)) == set()
+
+
+def test_a_second_run_changes_nothing(deployment: Deployment) -> None:
+    assert deployment.site().ok().changed == dict.fromkeys(deployment.fleet.hosts, 0)
+
+
+def test_every_unit_runs_where_it_should_and_nowhere_else(deployment: Deployment) -> None:
+    for name, host in deployment.fleet.hosts.items():
+        active = host.run("systemctl list-units --type=service --state=active --plain --no-legend 'remails-*'").split(
+            "\n"
+        )
+        running = {line.split()[0].removeprefix("remails-").removesuffix(".service") for line in active if line}
+        assert running == {service for service in SERVICES if name in GROUPS[service]}
+        assert host.run("systemctl is-system-running", check=False).strip() == "running"
+
+
+def test_every_unit_is_well_confined(deployment: Deployment) -> None:
+    for service in SERVICES:
+        for name in GROUPS[service]:
+            report = deployment.fleet.hosts[name].run(f"systemd-analyze security --no-pager remails-{service}.service")
+            exposure = float(report.rpartition("Overall exposure level for")[2].split(":")[1].split()[0])
+            assert exposure <= EXPOSURE, report
+
+
+def allowed(source: str, target: str) -> set[int]:
+    """The ports of a host that another end of the network may reach."""
+    roles = {source, "world"} | {group for group, names in GROUPS.items() if source in names}
+    return {
+        port
+        for one, groups, ports in TABLE
+        if one in roles and any(target in GROUPS[group] for group in groups)
+        for port in ports
+    }
+
+
+def test_an_outsider_reaches_the_doors_and_nothing_else(deployment: Deployment) -> None:
+    """Every port there is."""
+    hosts = deployment.fleet.hosts
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        scans = {name: pool.submit(reachable, deployment.fleet, "world", host.ip) for name, host in hosts.items()}
+        found = {name: scan.result() for name, scan in scans.items()}
+    assert found == {name: allowed("world", name) for name in hosts}
+
+
+def test_each_host_reaches_what_the_process_table_says(deployment: Deployment) -> None:
+    """Every port that something listens on, from each host and the controller."""
+    hosts = deployment.fleet.hosts
+    for target, host in hosts.items():
+        listening = {int(line.rpartition(":")[2]) for line in host.run("ss -Hltn | awk '{print $4}'").split()}
+        for source in ("control", *hosts.keys() - {target}):
+            found = reachable(deployment.fleet, source, host.ip, sorted(listening))
+            assert found == allowed(source, target), f"from {source} to {target}"
+
+
+@pytest.mark.parametrize("door", ["inbound", "api"])
+@pytest.mark.parametrize("name", ["acme", "other"])
+def test_mail_leaves_from_its_own_pool_only(
+    deployment: Deployment, customers: dict[str, Customer], door: str, name: str
+) -> None:
+    customer = customers[name]
+    with load(deployment, customer, door, f"pool {door}", rate=0, count=20) as stream:
+        pass
+    check(deployment, stream, 60)
+    records = deployment.world.mails(stream.name)
+    assert {record.peer_ip for record in records} <= set(POOLS[customer.pool])
+    assert {signature.ok for record in records for signature in record.dkim} == {True}
+
+
+@pytest.mark.parametrize("victim", GROUPS["bus"])
+def test_a_host_of_the_front_is_killed_under_load(
+    deployment: Deployment, customers: dict[str, Customer], victim: str
+) -> None:
+    """Each of them has a bus, an inbound and an api: a client that tries the other host loses nothing."""
+    host = deployment.fleet.hosts[victim]
+    with (
+        load(deployment, customers["other"], "inbound", f"kill {victim} smtp", rate=20) as smtp,
+        load(deployment, customers["acme"], "api", f"kill {victim} rest", rate=20) as rest,
+    ):
+        until(lambda: min(len(smtp.attempts), len(rest.attempts)) > 60, 30, "the load to flow")
+        host.kill()
+        reached = len(smtp.attempts), len(rest.attempts)
+        until(
+            lambda: len(smtp.attempts) > reached[0] + 100 and len(rest.attempts) > reached[1] + 100,
+            60,
+            "load on the other",
+        )
+        host.start()
+        host.wait()
+        until(lambda: _is_up(deployment, victim), 60, f"{victim} to serve again")
+    check(deployment, smtp, 60)
+    check(deployment, rest, 60)
+
+
+def _is_up(deployment: Deployment, name: str) -> bool:
+    return {465, 587, 2525} <= reachable(deployment.fleet, "world", deployment.fleet.hosts[name].ip, [465, 587, 2525])
+
+
+def test_mail_waits_for_a_host_that_holds_the_only_address(
+    deployment: Deployment, customers: dict[str, Customer]
+) -> None:
+    (address,) = POOLS["acme"]
+    host = deployment.fleet.hosts[HOLDERS[address]]
+    host.kill()
+    with load(deployment, customers["acme"], "inbound", "wait", rate=0, count=50) as stream:
+        pass
+    assert stream.given_up == set()
+    host.start()
+    host.wait()
+    check(deployment, stream, 120)
