@@ -176,12 +176,28 @@ class IpAgent(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The cloud IP agent of a sending host."""
 
     provider: str = "static"
+    provider_url: str = ""
+    """Where its API is; empty: its public one. For OpenStack the identity service, e.g. `https://keystone.example/v3`."""
+    provider_timeout: Seconds = 8.0
+    """Longest time one request may take, from connecting to the last byte."""
+    requests_per_second: Seconds = 2.0
+    requests_burst: Positive = 5
+    """So many requests may follow each other at once; then `requests_per_second`."""
     server_ref: str = ""
     """The provider's id of this server."""
     zone: str = ""
+    interface: str = ""
+    """The network interface that gets the addresses; empty: that of the default route."""
+    port_ref: str = ""
+    """What addresses are attached to, where that is not the server: for UpCloud the MAC address of the interface (empty:
+    read from it), for OpenStack the id of the port."""
     lease: Seconds = 30.0
     interval: Seconds = 5.0
     max_addresses: Positive = 5
+    drain_timeout: Seconds = 120.0
+    """An address that is to be given back waits so long for what is being sent from it."""
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
 
 
 class Logs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -237,6 +253,13 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def bus_client_key(self) -> str:
         """The credential `bus_client_key`; empty where there is no bus. Raises ConfigError."""
         return self.credential("bus_client_key") if self.bus.endpoints else ""
+
+    def provider_token(self) -> str:
+        """The credential `provider_token`; the unit gives "-" where there is no such file. Raises ConfigError."""
+        token = self.credential("provider_token")
+        if token == "-":  # noqa: S105  # the sign that there is none
+            raise ConfigError(f"credential provider_token: missing, and ipagent.provider is {self.ipagent.provider}")
+        return token
 
     @property
     def spf_include(self) -> str:

@@ -19,7 +19,6 @@ from uuid import uuid4
 
 import click
 import dns.resolver
-import dns.reversename
 import msgspec
 from cryptography import x509
 
@@ -28,6 +27,7 @@ from remails.admin import operator, output
 from remails.bus import client, events
 from remails.bus import keys as bus_keys
 from remails.errors import ConfigError, Unavailable
+from remails.ipagent import reverse
 from remails.store import addresses, migrate, server
 
 TARGET = Path("/etc/systemd/system/remails.target.wants")
@@ -38,7 +38,7 @@ CREDENTIALS = {
     "outbound": ("database_password", "encryption_keys", "bus_client_key"),
     "bus": ("bus_server_key",),
     "periodic": ("database_password", "bus_client_key"),
-    "ipagent": ("database_password", "bus_client_key"),
+    "ipagent": ("database_password", "bus_client_key", "provider_token"),
 }
 """What each service reads; its unit loads the same."""
 
@@ -110,6 +110,8 @@ def installed() -> frozenset[str]:
 def credentials(host: Host) -> Iterator[Finding]:
     """Present, readable, private, well-formed, and belonging to the keys in the settings."""
     for name in sorted({name for word in host.services for name in CREDENTIALS[word]}):
+        if name == "provider_token" and host.settings.ipagent.provider == "static":
+            continue  # there is nobody to ask
         if name != "database_password" or not _has_no_password(host.settings):
             yield _credential(host.settings, name, host.settings.credential_path(name))
 
@@ -290,15 +292,9 @@ def _address(one: addresses.Address, usable: bool) -> Finding:
 
 
 def _reverse(settings: config.Settings, one: addresses.Address) -> Finding:
-    name, ask = f"reverse name of {one.ip}", resolver.synchronous(settings.dns)
-    pointer = resolver.ask(ask, dns.reversename.from_address(one.ip).to_text(), "PTR")
-    forward = resolver.ask(ask, one.ptr_name, "AAAA" if ":" in one.ip else "A")
-    names = sorted(str(record).rstrip(".").lower() for record in pointer.records)
-    back = sorted(map(str, forward.records))
-    if one.ptr_name not in names:
-        return Finding("warn", name, f"is {', '.join(names) or pointer.reason}, but has to be {one.ptr_name}")
-    if one.ip not in back:
-        return Finding("warn", name, f"{one.ptr_name} leads to {', '.join(back) or forward.reason}, not back")
+    name = f"reverse name of {one.ip}"
+    if trouble := reverse.trouble(resolver.synchronous(settings.dns), one.ip, one.ptr_name):
+        return Finding("warn", name, trouble)
     return Finding("ok", name, f"{one.ptr_name}, both ways")
 
 

@@ -12,30 +12,36 @@ DESCRIPTION
     On SIGTERM the leases are kept: a restart within `lease` seconds does not interrupt sending. To empty a host, set its
     desired state to `drain`: its addresses are unpublished, and released when nothing is sent from them any more.
 
-    A provider attaches addresses to hosts. `static` knows those that are on the host anyway.
+    A provider attaches addresses to hosts: `upcloud`, `hetzner` and `openstack` through their APIs, after which the
+    address is put on the network interface. `static` knows those that are on the host anyway. Addresses are never
+    detached, and nothing is ever deleted at a provider.
+
+    A thread of its own takes an address off the interface when its lease could not be renewed in time, whatever else
+    hangs, and puts back at once what somebody else took off. What the agent did not put there it leaves alone.
 
 STANDARDS
     None.
 
 DIAGNOSTICS
     An address that cannot be used is in state `error`, with the reason in the log and in the list of addresses. A lease
-    that ends because the database cannot be reached is logged as an error. Exit status 78: a setting is wrong.
+    that ends because the database cannot be reached is logged as an error. Every change is a row in the log of events
+    (`remails address show`). With `dry_run` it says what it would do, and does nothing. Exit status 78: a setting is wrong.
 
 CONFIGURATION
-    host, [ipagent] provider, server_ref, zone, lease, interval, max_addresses; [database]; [bus]; credentials
-    database_password, bus_client_key
+    host, [ipagent], [database], [bus], [dns]; credentials database_password, bus_client_key and, but for `static`,
+    provider_token
 """
 
 import asyncio
 
-from remails import service
+from remails import resolver, service
 from remails.bus.client import Publisher
 from remails.config import Settings
 from remails.db import Database
 from remails.errors import ConfigError
-from remails.ipagent import agent, providers
+from remails.ipagent import agent, interface, providers
 
-_FENCE_INTERVAL = 1.0  # seconds
+_KEEP_INTERVAL = 1.0  # seconds
 
 
 def main(settings: Settings) -> None:
@@ -45,20 +51,30 @@ def main(settings: Settings) -> None:
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Hold addresses until `stop`. Raises ConfigError."""
+    mine = settings.ipagent
     provider = providers.make(settings)
-    if settings.ipagent.lease <= 2 * settings.ipagent.interval:
+    if mine.lease <= 2 * mine.interval:
         raise ConfigError("ipagent.lease: must be more than twice ipagent.interval, or a late turn loses the addresses")
+    if provider.is_remote and mine.lease < 2 * mine.provider_timeout + mine.interval:
+        raise ConfigError("ipagent.lease: must be more than twice ipagent.provider_timeout and an interval")
     publisher = Publisher(settings.bus, settings.bus_client_key())
     db = Database(settings.database, settings.database_password(), "ipagent")
-    mine = agent.Agent(settings, db, publisher, provider)
+    nic = interface.Interface(mine.interface)
+    holder = agent.Agent(settings, db, publisher, provider, nic, resolver=resolver.synchronous(settings.dns))
     try:
         publisher.open()
         db.open()
+        if mine.dry_run:
+            service.ready(f"rehearsing with addresses of provider {provider.name}")
+            await service.forever("rehearsal", stop, mine.interval, holder.rehearse)
+            return
+        holder.fence.start()
         service.ready(f"holding addresses of provider {provider.name}")
         await asyncio.gather(
-            service.forever("leases", stop, settings.ipagent.interval, mine.turn),
-            service.forever("fence", stop, _FENCE_INTERVAL, mine.watch),
+            service.forever("addresses", stop, mine.interval, holder.turn),
+            service.forever("leases", stop, _KEEP_INTERVAL, holder.keep),
         )
     finally:
+        holder.fence.close()
         db.close()
         publisher.close()

@@ -7,6 +7,8 @@ cannot disturb its successor. All times are the database's clock; hosts compare 
     free --claim--> claimed --> attaching --> configuring --> ready --> draining --release--> free
                        any of these --> error --> ready
 
+An operator steers by `enable`, `disable`, `desire` and `ask_for`: each is a wish that the holder fulfils in its own time.
+
 `held_by` is the one rule by which `outbound` may send. `in_pools` and `choose` pick the address of a new message, and
 `orphaned` and `move` that of mail whose address went away for good, always inside the pool the message was given.
 Each change but a renewal is a row in `address_events`.
@@ -14,7 +16,8 @@ Each change but a renewal is a row in `address_events`.
 
 import hashlib
 import ipaddress
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -65,7 +68,11 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An outbound address; `no_claim_before` is None when there is no such time."""
+    """An outbound address.
+
+    `no_claim_before` is None when there is no such time, and `is_quarantined` while it is to come: until then nobody may
+    claim the address, and its holder leaves it alone. `next_host` is to hold it next, if an operator said so.
+    """
 
     ip: str
     pool_id: PoolId
@@ -76,10 +83,12 @@ class Address:
     ptr_name: str
     is_enabled: bool
     preferred_host: HostId | None
+    next_host: HostId | None
     lease_host: HostId | None
     lease_epoch: int
     lease_until: datetime | None
     no_claim_before: datetime | None
+    is_quarantined: bool
     state: AddressState
     ready_epoch: int | None
     last_error: str
@@ -89,6 +98,17 @@ class Address:
     def source(self) -> str:
         """What a socket is bound to."""
         return self.bind_ip or self.ip
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to an address."""
+
+    at: datetime
+    epoch: int
+    host: str
+    kind: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,13 +369,51 @@ def _switch(conn: Connection, ip: str, *, on: bool) -> bool:
     )
 
 
+def ask_for(conn: Connection, ip: str, host_id: HostId) -> None:
+    """Ask that this host hold the address next: whoever has it gives it back, and while that host lives nobody else
+    takes it. What kept it from being claimed is over."""
+    conn.execute(
+        """
+        WITH asked AS (
+            UPDATE addresses SET next_host = %(host)s, no_claim_before = '-infinity'
+            WHERE ip = %(ip)s::inet
+            RETURNING ip, lease_epoch
+        )
+        INSERT INTO address_events (ip, epoch, host_id, kind)
+        SELECT ip, lease_epoch, %(host)s, 'asked for' FROM asked
+        """,
+        {"ip": _canonical(ip, "ip"), "host": host_id},
+    )
+
+
+def retry(conn: Connection, ip: str) -> None:
+    """End a quarantine: it may be claimed, and its holder tries again."""
+    conn.execute("UPDATE addresses SET no_claim_before = '-infinity' WHERE ip = %s::inet", [_canonical(ip, "ip")])
+
+
+def events(conn: Connection, ip: str, limit: int) -> list[Event]:
+    """The last `limit` things that happened to an address, the latest first."""
+    with conn.cursor(row_factory=class_row(Event)) as cursor:
+        return cursor.execute(
+            """
+            SELECT e.at, e.epoch, coalesce(h.name, '') AS host, e.kind,
+                coalesce((SELECT string_agg(d.key || ': ' || d.value, ', ') FROM jsonb_each_text(e.detail) d), '')
+                    AS detail
+            FROM address_events e LEFT JOIN hosts h ON h.id = e.host_id
+            WHERE e.ip = %s::inet ORDER BY e.id DESC LIMIT %s
+            """,
+            [_canonical(ip, "ip"), limit],
+        ).fetchall()
+
+
 def _select(conn: Connection, ips: Sequence[str] | None) -> list[Address]:
     with conn.cursor(row_factory=class_row(Address)) as cursor:
         return cursor.execute(
             """
             SELECT host(ip) AS ip, pool_id, provider, zone, provider_ref, host(bind_ip) AS bind_ip, ptr_name,
-                is_enabled, preferred_host, lease_host, lease_epoch, lease_until,
-                NULLIF(no_claim_before, '-infinity') AS no_claim_before, state, ready_epoch, last_error, updated_at
+                is_enabled, preferred_host, next_host, lease_host, lease_epoch, lease_until,
+                NULLIF(no_claim_before, '-infinity') AS no_claim_before,
+                no_claim_before > clock_timestamp() AS is_quarantined, state, ready_epoch, last_error, updated_at
             FROM addresses
             WHERE %(ips)s::inet[] IS NULL OR addresses.ip = ANY(%(ips)s::inet[])
             ORDER BY addresses.ip
@@ -367,13 +425,16 @@ def _select(conn: Connection, ips: Sequence[str] | None) -> list[Address]:
 # Leases
 
 
-def claim(conn: Connection, host_id: HostId, lease: float, limit: int) -> list[Address]:
+def claim(
+    conn: Connection, host_id: HostId, lease: float, limit: int, *, refused: Collection[str] = ()
+) -> list[Address]:
     """Take up to `limit` addresses of the host's provider and zone that nobody holds, for `lease` seconds.
 
     A host takes up to its share of all addresses at once and one at a time beyond it, so that the first to wake does
     not take what the others could; never more than its `max_addresses`. An address goes to its preferred host while that
-    one lives, which is as long as its last heartbeat is younger than a lease. A holder that stays in `error` for the
-    length of a lease loses the address: another host may be able to use it.
+    one lives, which is as long as its last heartbeat is younger than a lease; what an operator asked for goes before
+    that. A holder that stays in `error` for the length of a lease loses the address: another host may be able to use it.
+    Those in `refused` are left to others.
     """
     rows = conn.execute(
         """
@@ -394,16 +455,19 @@ def claim(conn: Connection, host_id: HostId, lease: float, limit: int) -> list[A
                 AND (a.lease_host IS NULL OR a.lease_until <= clock_timestamp()
                     OR (a.state = 'error' AND a.lease_host <> me.id
                         AND a.updated_at <= clock_timestamp() - make_interval(secs => %(lease)s)))
-                AND (a.preferred_host IS NULL OR a.preferred_host = me.id
+                AND (a.next_host IS NULL OR a.next_host = me.id OR a.next_host NOT IN (SELECT id FROM alive))
+                AND (a.next_host = me.id OR a.preferred_host IS NULL OR a.preferred_host = me.id
                     OR a.preferred_host NOT IN (SELECT id FROM alive))
-            ORDER BY a.preferred_host = me.id DESC NULLS LAST, a.ip
+                AND a.ip <> ALL(%(refused)s::inet[])
+            ORDER BY a.next_host = me.id DESC NULLS LAST, a.preferred_host = me.id DESC NULLS LAST, a.ip
             LIMIT (SELECT greatest(0, least(%(limit)s, max_addresses - mine, greatest(1, share - mine)))
                    FROM me, counted)
             FOR UPDATE OF a SKIP LOCKED
         ), claimed AS (
             UPDATE addresses a SET lease_host = %(host)s, lease_epoch = a.lease_epoch + 1,
                 lease_until = clock_timestamp() + make_interval(secs => %(lease)s),
-                state = 'claimed', ready_epoch = NULL, last_error = '', updated_at = clock_timestamp()
+                next_host = NULL, state = 'claimed', ready_epoch = NULL, last_error = '',
+                updated_at = clock_timestamp()
             FROM picked WHERE a.ip = picked.ip
             RETURNING a.ip, a.lease_epoch, a.lease_host
         )
@@ -411,7 +475,7 @@ def claim(conn: Connection, host_id: HostId, lease: float, limit: int) -> list[A
         SELECT ip, lease_epoch, lease_host, 'claimed' FROM claimed
         RETURNING host(ip)
         """,
-        {"host": host_id, "lease": lease, "limit": limit},
+        {"host": host_id, "lease": lease, "limit": limit, "refused": list(refused)},
     ).fetchall()
     return _select(conn, [ip for (ip,) in rows])
 
@@ -451,8 +515,45 @@ def set_state(conn: Connection, ip: str, epoch: int, state: AddressState, error:
     )
 
 
-def release(conn: Connection, ip: str, epoch: int) -> bool:
-    """Give an address back; false, and nothing done, when the lease `epoch` is over."""
+def note(conn: Connection, ip: str, epoch: int, host_id: HostId, kind: str, detail: Mapping[str, str]) -> None:
+    """Write down what happened to an address without a change of its state."""
+    conn.execute(
+        "INSERT INTO address_events (ip, epoch, host_id, kind, detail) VALUES (%s, %s, %s, %s, %s::jsonb)",
+        [ip, epoch, host_id, kind, json.dumps(dict(detail))],
+    )
+
+
+def lock(conn: Connection, ip: str, epoch: int, seconds: float) -> bool:
+    """Be the only one to change who has the address, until the transaction ends.
+
+    False when somebody else does just now, or the lease `epoch` does not run for so many seconds more: what is begun
+    under it might be done after its end.
+    """
+    return conn.execute(
+        """
+        SELECT pg_try_advisory_xact_lock(hashtextextended('address:' || %(ip)s, 0))
+        FROM addresses WHERE ip = %(ip)s::inet AND lease_epoch = %(epoch)s
+            AND lease_until > clock_timestamp() + make_interval(secs => %(seconds)s)
+        """,
+        {"ip": ip, "epoch": epoch, "seconds": seconds},
+    ).fetchone() == (True,)
+
+
+def quarantine(conn: Connection, ip: str, epoch: int, seconds: float, error: str) -> bool:
+    """Put an address into `error` and let nobody try again for so long; false when the lease `epoch` is over."""
+    if not set_state(conn, ip, epoch, "error", error):
+        return False
+    conn.execute(
+        """
+        UPDATE addresses SET no_claim_before = clock_timestamp() + make_interval(secs => %s) WHERE ip = %s::inet
+        """,
+        [seconds, ip],
+    )
+    return True
+
+
+def release(conn: Connection, ip: str, epoch: int, error: str = "") -> bool:
+    """Give an address back, with the reason; false, and nothing done, when the lease `epoch` is over."""
     return bool(
         conn.execute(
             """
@@ -461,13 +562,15 @@ def release(conn: Connection, ip: str, epoch: int) -> bool:
                 WHERE ip = %(ip)s::inet AND lease_epoch = %(epoch)s AND lease_host IS NOT NULL FOR UPDATE
             ), released AS (
                 UPDATE addresses a SET lease_host = NULL, lease_until = NULL, state = 'free', ready_epoch = NULL,
-                    last_error = '', updated_at = clock_timestamp()
+                    last_error = %(error)s, updated_at = clock_timestamp()
                 FROM held WHERE a.ip = held.ip
             )
-            INSERT INTO address_events (ip, epoch, host_id, kind)
-            SELECT ip, lease_epoch, lease_host, 'released' FROM held
+            INSERT INTO address_events (ip, epoch, host_id, kind, detail)
+            SELECT ip, lease_epoch, lease_host, 'released',
+                CASE WHEN %(error)s = '' THEN '{}' ELSE jsonb_build_object('error', %(error)s::text) END
+            FROM held
             """,
-            {"ip": ip, "epoch": epoch},
+            {"ip": ip, "epoch": epoch, "error": error},
         ).rowcount
     )
 

@@ -27,7 +27,7 @@ CREDENTIALS = {
     "outbound": {"database_password", "encryption_keys", "bus_client_key"},
     "bus": {"bus_server_key"},
     "periodic": {"database_password", "bus_client_key"},
-    "ipagent": {"database_password", "bus_client_key"},
+    "ipagent": {"database_password", "bus_client_key", "provider_token"},
 }
 DRAIN = {"outbound": 120, "inbound": 30}  # the default drain_timeout of their settings
 

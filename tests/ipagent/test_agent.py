@@ -198,11 +198,11 @@ def test_a_lease_that_cannot_be_renewed_in_time_is_said_loudly_and_once(
     _add(db, pool, HERE[0])
     agent = _agent(msgspec.structs.replace(settings, ipagent=IpAgent(lease=0.3, interval=0.05)), db)
     _turn(agent)
-    asyncio.run(agent.watch())
+    agent.fence.check()
     assert "ERROR" not in {record.levelname for record in caplog.records}
 
     def told() -> list[str]:
-        asyncio.run(agent.watch())
+        agent.fence.check()
         return [record.message for record in caplog.records if record.levelname == "ERROR"]
 
     _until(told)
@@ -302,7 +302,10 @@ def test_a_change_is_said_on_the_bus_and_no_change_is_not(
 
 def test_an_unknown_provider_is_refused_with_the_known_ones(settings: Settings) -> None:
     wrong = msgspec.structs.replace(settings, ipagent=IpAgent(provider="upclod"))
-    with pytest.raises(ConfigError, match=r"^ipagent\.provider: unknown provider 'upclod', known are: static$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^ipagent\.provider: unknown provider 'upclod', known are: hetzner, openstack, static, upcloud$",
+    ):
         providers.make(wrong)
 
 
@@ -371,7 +374,7 @@ def test_a_wrong_setting_ends_the_process_with_one_sentence(
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 78
     assert errors.decode().splitlines()[-1] == (
-        "remails ipagent: ipagent.provider: unknown provider 'upclod', known are: static"
+        "remails ipagent: ipagent.provider: unknown provider 'upclod', known are: hetzner, openstack, static, upcloud"
     )
 
 

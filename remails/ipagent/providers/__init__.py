@@ -4,12 +4,20 @@ from collections.abc import Callable
 
 from remails.config import Settings
 from remails.errors import ConfigError
+from remails.ipagent.providers.hetzner import Hetzner
+from remails.ipagent.providers.openstack import OpenStack
 from remails.ipagent.providers.protocol import Provider, ProviderError
 from remails.ipagent.providers.static import Static
+from remails.ipagent.providers.upcloud import UpCloud
 
 __all__ = ["Provider", "ProviderError", "make"]
 
-_KNOWN: dict[str, Callable[[Settings], Provider]] = {Static.name: Static}
+_KNOWN: dict[str, Callable[[Settings], Provider]] = {
+    Hetzner.name: Hetzner,
+    OpenStack.name: OpenStack,
+    Static.name: Static,
+    UpCloud.name: UpCloud,
+}
 
 
 def make(settings: Settings) -> Provider:

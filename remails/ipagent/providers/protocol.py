@@ -2,15 +2,33 @@
 
 A provider is made for one server, this one; it is plain and synchronous, and the agent calls it in a thread. Where packets for an address go is the
 provider's to say, so its answer, not what was asked of it, decides whether an address is ready.
+
+No provider has a way to detach or to delete an address: the next holder's attaching takes it away, and a late detaching
+could take it from the next holder.
 """
 
-from typing import ClassVar, Protocol
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Protocol
 
 from remails.store.addresses import Address
+
+Kind = Literal["denied", "not_found", "conflict", "unavailable", "refused"]
+"""Why a provider did not do it, as far as it makes a difference to the agent:
+
+denied       our token is not accepted or not enough (401, 403)
+not_found    it knows no such address (404)
+conflict     not on this server or not now, another server may be luckier (409)
+unavailable  not answered, so nobody knows whether it was done (429, 5xx, time-outs, damaged answers)
+refused      anything else; asking again changes nothing
+"""
 
 
 class ProviderError(Exception):
     """The provider cannot, will not or does not answer. The text is for the operator: what is wrong and with what."""
+
+    def __init__(self, text: str, kind: Kind = "refused") -> None:
+        super().__init__(text)
+        self.kind: Kind = kind
 
 
 class Provider(Protocol):
@@ -19,21 +37,28 @@ class Provider(Protocol):
     name: ClassVar[str]
     """As in the setting `ipagent.provider` and the column `provider` of addresses and hosts."""
 
-    def owner(self, address: Address) -> str | None:
-        """The `server_ref` of the server the address is attached to now; None when it is detached.
+    is_remote: ClassVar[bool]
+    """Whether it is asked over a network: asking costs something, and its answers may be old."""
+
+    configures_interface: ClassVar[bool]
+    """Whether an address, once attached, has to be put on the network interface."""
+
+    def owners(self, addresses: Sequence[Address]) -> dict[str, str | None]:
+        """Who has each address now, by `ip`: the `server_ref` of the server, or None when it is detached.
+
+        An address that is not in the answer is none of the provider's.
 
         Raises:
             ProviderError: the provider did not say.
         """
         ...
 
-    def attach(self, address: Address) -> None:
-        """Attach the address to this server, wherever it was; returns when the provider has confirmed it.
+    def attach(self, address: Address) -> str | None:
+        """Attach the address to this server, wherever it was; returns who has it then, as the provider confirmed it.
 
-        Safe to repeat. There is no `detach`: the next holder's attaching takes an address away, and a late detaching
-        could take it from the next holder.
+        Safe to repeat.
 
         Raises:
-            ProviderError: it is not attached, or nobody knows.
+            ProviderError: it is not attached, or (`unavailable`) nobody knows.
         """
         ...
