@@ -14,6 +14,7 @@ from uuid import UUID
 from psycopg.rows import class_row, scalar_row
 
 from remails.db import Connection
+from remails.store import statistics
 from remails.store.ids import (
     ApiKeyId,
     DeliveryId,
@@ -182,17 +183,19 @@ def list_(
     search: str | None = None,
     created_before: datetime | None = None,
     before: MessageId | None = None,
+    after: MessageId | None = None,
     limit: int = 10,
     message_id: MessageId | None = None,
 ) -> list[Message]:
     """Messages of an organization, newest first.
 
     `search` is found anywhere in a subject or recipient, regardless of case; `before` is the last id of the page
-    before; `created_before` includes its own instant.
+    before, `after` the first id of the page that follows: then it is those next to it, not the newest of all.
+    `created_before` includes its own instant.
     """
     with conn.cursor(row_factory=class_row(Message)) as cursor:
-        return cursor.execute(
-            """
+        found = cursor.execute(
+            f"""
             SELECT m.id, m.organization_id, m.project_id, m.smtp_credential_id, m.api_key_id, m.created_at, m.expires_at,
                 m.mail_from, m.header_from, m.subject, m.message_id_header, m.label, m.size,
                 s.status, s.recipients, s.attempts, s.retry_after, s.last_reply,
@@ -220,12 +223,13 @@ def list_(
                 AND (%(labels)s::text[] IS NULL OR m.label = ANY(%(labels)s))
                 AND (%(created_before)s::timestamptz IS NULL OR m.created_at <= %(created_before)s)
                 AND (%(before)s::uuid IS NULL OR m.id < %(before)s)
+                AND (%(after)s::uuid IS NULL OR m.id > %(after)s)
                 AND (%(statuses)s::text[] IS NULL OR s.status = ANY(%(statuses)s))
                 AND (%(search)s::text IS NULL OR m.subject ILIKE %(search)s
                     OR EXISTS (SELECT FROM deliveries d WHERE d.message_id = m.id AND d.recipient ILIKE %(search)s))
-            ORDER BY m.id DESC
+            ORDER BY m.id {"DESC" if after is None else "ASC"}
             LIMIT %(limit)s
-            """,
+            """,  # noqa: S608  # our own text
             {
                 "organization_id": organization_id,
                 "message_id": message_id,
@@ -235,9 +239,11 @@ def list_(
                 "search": f"%{_like(search)}%" if search else None,
                 "created_before": created_before,
                 "before": before,
+                "after": after,
                 "limit": limit,
             },
         ).fetchall()
+    return found if after is None else found[::-1]
 
 
 def _like(text: str) -> str:
@@ -340,17 +346,19 @@ def remove_old_bodies(conn: Connection, limit: int) -> int:
 
 
 def remove_old(conn: Connection, days: int, limit: int) -> int:
-    """Forget finished messages altogether after so many days; returns how many."""
-    return conn.execute(
-        """
-        DELETE FROM messages WHERE id IN (
+    """Forget finished messages altogether after so many days, all but their numbers; returns how many."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        old = cursor.execute(
+            """
             SELECT m.id FROM messages m WHERE m.created_at < now() - make_interval(days => %s)
                 AND NOT EXISTS (SELECT FROM deliveries d WHERE d.message_id = m.id
                     AND d.status IN ('accepted', 'reattempt', 'held'))
-            ORDER BY m.id LIMIT %s)
-        """,
-        [days, limit],
-    ).rowcount
+            ORDER BY m.id LIMIT %s FOR UPDATE OF m SKIP LOCKED
+            """,
+            [days, limit],
+        ).fetchall()
+    statistics.keep(conn, message_ids=old)
+    return conn.execute("DELETE FROM messages WHERE id = ANY(%s)", [old]).rowcount
 
 
 def ids_of(rows: Sequence[UUID]) -> list[MessageId]:

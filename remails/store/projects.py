@@ -6,7 +6,7 @@ from datetime import datetime
 from psycopg.rows import class_row
 
 from remails import db
-from remails.store import constraints, ids
+from remails.store import constraints, ids, statistics
 from remails.store.ids import OrganizationId, PoolId, ProjectId
 
 _REFUSALS = {
@@ -105,5 +105,11 @@ def update(
 
 def remove(conn: db.Connection, organization_id: OrganizationId, project_id: ProjectId) -> bool:
     """Delete the project with its credentials and mail; false when the organization has no such project."""
+    known = conn.execute(
+        "SELECT FROM projects WHERE organization_id = %s AND id = %s FOR UPDATE", [organization_id, project_id]
+    )
+    if known.rowcount == 0:
+        return False
+    statistics.keep(conn, project_id=project_id)
     done = conn.execute("DELETE FROM projects WHERE organization_id = %s AND id = %s", [organization_id, project_id])
     return done.rowcount == 1

@@ -17,7 +17,7 @@ from remails.bus.client import Publisher
 from remails.config import Dns, Settings
 from remails.db import Database
 from remails.dev.dns import Server, StaticZone
-from remails.store import credentials, domains, queue, statistics, usage, users
+from remails.store import credentials, domains, messages, projects, queue, statistics, usage, users
 from remails.store.ids import OrganizationId, ProjectId, UserId
 from remails.store.users import Role
 from remails.vault import Pepper, Vault, hash_password
@@ -344,3 +344,35 @@ def test_statistics_of_days_gone_by(db: Database, tenant: Tenant) -> None:
         elsewhere = statistics.by_day(conn, OrganizationId(UUID(int=1)), date(2026, 1, 1))
     assert days == [statistics.Count(ProjectId(tenant.project_id), date(2026, 4, 1), "delivered", 2)]
     assert elsewhere == []
+
+
+@pytest.mark.parametrize("by", ["retention", "project"])
+def test_statistics_outlive_the_messages(
+    key: Caller, db: Database, settings: Settings, tenant: Tenant, by: str
+) -> None:
+    """What failed does not become delivered when the message, or its whole project, is deleted."""
+    given = [tenant.submission(f"u{n}@example.net", "v@example.net") for n in range(4)]
+    submission.submit(db, Publisher(settings.bus, ""), settings.mail, given)
+    with db.transaction() as conn:
+        usage.fold(conn)
+        for one, first, second in zip(
+            given,
+            ("delivered", "failed", "suppressed", "suppressed"),
+            ("delivered", "delivered", "suppressed", "delivered"),
+            strict=True,
+        ):
+            conn.execute(
+                "UPDATE deliveries SET status = CASE WHEN recipient LIKE 'u%%' THEN %s ELSE %s END::delivery_status"
+                " WHERE message_id = %s",
+                [first, second, one.id],
+            )
+    before = key.ok("GET", path(tenant, "/statistics"))["daily"]
+    assert before[0]["statistics"] == {"delivered": 1, "failed": 2, "rejected": 1}
+    with db.transaction() as conn:
+        if by == "project":
+            projects.remove(conn, tenant.organization_id, tenant.project_id)
+        else:
+            assert messages.remove_old(conn, 0, 3) == 3
+            assert messages.remove_old(conn, 0, 3) == 1
+        assert messages.list_(conn, tenant.organization_id) == []
+    assert key.ok("GET", path(tenant, "/statistics"))["daily"] == before

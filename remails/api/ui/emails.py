@@ -5,7 +5,7 @@ and the asking ends. The region is the same template whether the whole page is a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -34,7 +34,7 @@ blueprint = flask.Blueprint("emails", __name__, url_prefix="/<uuid:organization_
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What a list is narrowed to; `before` is the last id of the page before."""
+    """What a list is narrowed to; `before` is the last id of the page before, `after` the first of the page that follows."""
 
     status: str = ""
     label: str = ""
@@ -42,11 +42,12 @@ class Filters:
     search: str = ""
     until: str = ""
     before: MessageId | None = None
+    after: MessageId | None = None
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> "Filters":
         """From the address; what makes no sense is left out."""
-        project, before = _uuid(query.get("project")), _uuid(query.get("before"))
+        project, before, after = (_uuid(query.get(name)) for name in ("project", "before", "after"))
         return cls(
             status=query.get("status", ""),
             label=query.get("label", ""),
@@ -54,6 +55,7 @@ class Filters:
             search=query.get("search", "").strip()[:200],
             until=query.get("until", "") if _time(query.get("until")) else "",
             before=MessageId(before) if before else None,
+            after=MessageId(after) if after and not before else None,
         )
 
     def query(self, **changed: Any) -> dict[str, Any]:
@@ -64,7 +66,7 @@ class Filters:
     @property
     def narrow(self) -> bool:
         """Whether anything is left out of the list."""
-        return bool(self.query(before=None))
+        return bool(self.query(before=None, after=None))
 
     def select(self, conn: Connection, organization_id: OrganizationId, limit: int) -> list[Message]:
         """The messages."""
@@ -77,6 +79,7 @@ class Filters:
             search=self.search or None,
             created_before=_time(self.until),
             before=self.before,
+            after=self.after,
             limit=limit,
         )
 
@@ -103,6 +106,9 @@ def list_GET(organization_id: OrganizationId) -> Response:
     filters = Filters.of(request.args)
     with state().db.transaction() as conn:
         shown = filters.select(conn, organization_id, PAGE + 1)
+        if filters.after and len(shown) <= PAGE:  # so near to the top that it is the first page
+            filters = replace(filters, after=None)
+            shown = filters.select(conn, organization_id, PAGE + 1)
         values = _region(organization_id, filters, shown)
         if not shown and not filters.narrow and not filters.before:
             values["start"] = _start(conn, organization_id)
@@ -120,14 +126,19 @@ def list_GET(organization_id: OrganizationId) -> Response:
 
 
 def _region(organization_id: OrganizationId, filters: Filters, shown: Sequence[Message]) -> dict[str, Any]:
-    page = shown[:PAGE]
+    # Of those asked for `after` a message, the one too many is the newest; there is an older one, namely that message.
+    page = shown[-PAGE:] if filters.after else shown[:PAGE]
     is_start = not page and not filters.narrow
+    is_inside = bool(filters.before or filters.after)
     return {
         "filters": filters,
         "messages": page,
         "address": _address(organization_id, filters),
-        "older": _address(organization_id, filters, before=page[-1].id) if len(shown) > PAGE else None,
-        "newest": _address(organization_id, filters, before=None) if filters.before else None,
+        "older": _address(organization_id, filters, before=page[-1].id, after=None)
+        if page and (filters.after or len(shown) > PAGE)
+        else None,
+        "newer": _address(organization_id, filters, before=None, after=page[0].id) if page and is_inside else None,
+        "newest": _address(organization_id, filters, before=None, after=None) if is_inside else None,
         "refresh": "every 2s" if is_start else words.refresh(page, datetime.now(UTC)),
         "waiting": sum(not words.is_final(message) for message in page),
     }

@@ -141,7 +141,22 @@ def test_older_mail_is_a_page_away(boss: Browser, home: str, send: Send) -> None
     second = boss.get(older)
     assert subjects(second) == ["No 1", "No 0"]
     assert not second.all("a", rel="next")
-    assert second.one("nav", aria_label="Pages").one("a")["href"] == f"{home}/emails?search=No"
+    newest, newer = second.one("nav", aria_label="Pages").all("a")
+    assert (newest["href"], newer["rel"]) == (f"{home}/emails?search=No", "prev")
+    assert newer["href"] == f"{home}/emails?search=No&after={ids[1]}"
+
+
+def test_newer_mail_is_a_page_back(boss: Browser, home: str, send: Send) -> None:
+    ids = [send(subject=f"No {number}") for number in range(60)]
+    third = boss.get(f"{home}/emails?before={ids[10]}")
+    second = boss.get(third.one("a", rel="prev")["href"])
+    assert subjects(second) == [f"No {number}" for number in range(34, 9, -1)]
+    assert second.one("a", rel="next")["href"] == f"{home}/emails?before={ids[10]}"
+    assert subjects(boss.get(second.one("a", rel="next")["href"])) == subjects(third)
+    first = boss.get(second.one("a", rel="prev")["href"])
+    assert subjects(first) == [f"No {number}" for number in range(59, 34, -1)]
+    assert not first.all("a", rel="prev"), "there is nothing newer"
+    assert subjects(boss.get(f"{home}/emails?after={ids[59]}")) == subjects(first)
 
 
 def test_the_list_refreshes_itself_until_all_is_final(boss: Browser, home: str, send: Send, settle: Settle) -> None:
