@@ -41,6 +41,7 @@ MODULES = {
     "keys": "remails.admin.keys",
     "migrate": "remails.admin.migrate",
     "doctor": "remails.admin.doctor",
+    "ready": "remails.admin.ready",
 }
 
 

@@ -1,8 +1,13 @@
 """The life of every daemon: start, tell systemd, work, stop when told.
 
 `run` sets up logs and uvloop, calls the service's `main(stop)` and waits for it. SIGTERM or SIGINT sets `stop`; the
-service then takes no new work, finishes what it has and returns. `ready()` sends `READY=1` once the service really can work;
-the watchdog is fed from the event loop, so a loop that hangs is a process that systemd restarts (sd_notify(3)).
+service then takes no new work, finishes what it has and returns. The watchdog is fed from the event loop, so a loop that
+hangs is a process that systemd restarts (sd_notify(3)).
+
+What a service says of itself is in its status text, which `systemctl status` and `remails ready` show. It begins with
+`ready (RELEASE):` or `not ready (RELEASE):`, and `report` looks again every few seconds. `READY=1` comes with the first
+`ready`; without one it comes after `PATIENCE` all the same, for a service that waits for the database does what it can
+(451, 503), and neither a boot nor `systemctl start` should hang for it.
 """
 
 import asyncio
@@ -11,16 +16,23 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
-from typing import NoReturn
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Final, NoReturn
 
 import uvloop
 
+import remails
 from remails import logs
 from remails.config import Settings
 from remails.errors import ConfigError, Unavailable
 
 EX_CONFIG = 78  # sysexits.h; units say RestartPreventExitStatus=78
+PATIENCE: Final = 15.0
+"""Seconds after which a service is started for systemd although it is not ready."""
+LOOK_AGAIN: Final = 5.0
+LOOK_AGAIN_SOON: Final = 0.5
 
 log = logs.Log("remails.service")
 
@@ -36,9 +48,60 @@ def notify(state: str) -> None:
         sock.sendall(state.encode())
 
 
-def ready(status: str = "") -> None:
-    """Tell systemd that the service works now."""
-    notify(f"READY=1\nSTATUS={status}" if status else "READY=1")
+def release() -> str:
+    """The release this process runs from, such as `0.1.0+3f2a91c4d0`; on a developer's machine the bare version."""
+    prefix = Path(sys.prefix)
+    return prefix.name if prefix.parent.name == "releases" else remails.__version__
+
+
+class Readiness:
+    """What a service says of itself; for one thread at a time."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._is_started = False
+        self._said = ""
+
+    def tell(self, doing: str, trouble: str = "") -> None:
+        """Say what the service does, or what keeps it from its work."""
+        text = " ".join(f"{'not ready' if trouble else 'ready'} ({release()}): {trouble or doing}".split())
+        if trouble and text != self._said:
+            log.warning("not ready", reason=trouble)
+        elif not trouble and not self._said.startswith("ready"):
+            log.info("ready", doing=doing)
+        starting = not self._is_started and (not trouble or time.monotonic() - self._since > PATIENCE)
+        if text != self._said or starting:
+            notify(f"READY=1\nSTATUS={text}" if starting else f"STATUS={text}")
+        self._said, self._is_started = text, self._is_started or starting
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Find out whether the service can work; what hinders that is told too."""
+        try:
+            yield
+        except Unavailable as error:
+            self.tell("", str(error))
+        except Exception:
+            log.exception("readiness cannot be told")
+            self.tell("", "a fault of ours, see the log")
+
+    @property
+    def look_again(self) -> float:
+        """Seconds until the next look."""
+        return LOOK_AGAIN if self._said.startswith("ready") else LOOK_AGAIN_SOON
+
+
+async def report(stop: asyncio.Event, look: Callable[[], Awaitable[str]]) -> None:
+    """Tell systemd until `stop` whether the service can work.
+
+    Args:
+        look: says what the service does, or raises Unavailable with what keeps it from its work.
+    """
+    readiness = Readiness()
+    while not stop.is_set():
+        with readiness.looking():
+            readiness.tell(await look())
+        await pause(stop, readiness.look_again)
 
 
 def listen_fds() -> dict[str, list[socket.socket]]:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 import click
 import dns.resolver
@@ -24,7 +23,7 @@ from cryptography import x509
 
 from remails import config, resolver, vault
 from remails.admin import operator, output
-from remails.bus import client, events
+from remails.bus import client
 from remails.bus import keys as bus_keys
 from remails.errors import ConfigError, Unavailable
 from remails.ipagent import reverse
@@ -42,7 +41,6 @@ CREDENTIALS = {
 }
 """What each service reads; its unit loads the same."""
 
-BUS_TIMEOUT = 2.0
 SKEW_WARN, SKEW_FAIL = 1.0, 10.0
 CERTIFICATE_WARN = timedelta(days=14)
 
@@ -217,36 +215,13 @@ def bus(host: Host) -> Iterator[Finding]:
 def _round_trip(settings: config.Settings, one: config.Bus) -> Finding:
     name = f"bus {one.endpoints[0].publish}"
     try:
-        seconds = asyncio.run(_hear(one, settings.credential("bus_client_key")))
+        seconds = asyncio.run(client.round_trip(one, settings.credential("bus_client_key")))
     except ConfigError as error:
         return Finding("FAIL", name, str(error))
     except TimeoutError:
         why = "no note came back within 2 s; is remails-bus running there, are ports and keys right?"
         return Finding("FAIL", name, why)
     return Finding("ok", name, f"a note came back after {seconds * 1000:.0f} ms")
-
-
-async def _hear(settings: config.Bus, key: str) -> float:
-    """Say a note until it is heard; seconds until then. Raises TimeoutError."""
-    note = events.AddressesChanged(f"doctor-{uuid4()}")
-    subscriber, publisher = client.Subscriber(settings, key, [note.topic]), client.Publisher(settings, key)
-
-    async def speak() -> None:
-        while True:
-            publisher.publish(note)
-            await asyncio.sleep(0.02)
-
-    start, speaking = time.monotonic(), asyncio.create_task(speak())
-    try:
-        async with asyncio.timeout(BUS_TIMEOUT):
-            async for event in subscriber:
-                if event == note:
-                    break
-    finally:
-        speaking.cancel()
-        publisher.close()
-        subscriber.close()
-    return time.monotonic() - start
 
 
 # Outbound addresses

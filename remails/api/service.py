@@ -28,6 +28,7 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 import time
 from logging import WARNING, getLogger
 from typing import Any
@@ -46,6 +47,7 @@ from remails.config import Settings
 from remails.db import Database
 from remails.errors import ConfigError
 from remails.logs import Log
+from remails.store import server
 from remails.vault import Pepper, Vault
 
 GRACEFUL_TIMEOUT = 30
@@ -134,11 +136,12 @@ class _Application(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # 
         for name, value in values.items():
             self.cfg.set(name, value)
 
-    def _ready(self, _worker: object) -> None:
+    def _ready(self, worker: Any) -> None:
         """Called by gunicorn in each worker when it can take requests; the first makes the service ready."""
         if self._notify_socket is not None:
             os.environ["NOTIFY_SOCKET"] = self._notify_socket
-            service.ready(f"serving {self._settings.api.url}")
+            made: State = worker.wsgi.extensions["remails"]
+            threading.Thread(target=_report, args=[made], name="readiness", daemon=True).start()
 
     def load(self) -> flask.Flask:
         """Called by gunicorn in each worker, after the fork: pools and sockets must not be shared."""
@@ -150,6 +153,16 @@ class _Application(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # 
             sys.exit(gunicorn.arbiter.Arbiter.APP_LOAD_ERROR)
         made.db.open()
         return create_app(made.settings, made.db, made.publisher, made.vault, made.pepper)
+
+
+def _report(made: State) -> None:
+    """Tell systemd whether this worker can work, as long as it lives."""
+    readiness = service.Readiness()
+    while True:
+        with readiness.looking():
+            made.db.run(server.check)
+            readiness.tell(f"serving {made.settings.api.url}")
+        time.sleep(readiness.look_again)
 
 
 def _close(_arbiter: object, worker: Any) -> None:

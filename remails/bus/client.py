@@ -7,12 +7,15 @@ number becomes a `Gap`. All sockets use CURVE (RFC 26/ZMTP-CURVE of the ZeroMQ p
 and lets in only keys it knows.
 """
 
+import asyncio
 import os
 import struct
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
+from uuid import uuid4
 
 import zmq
 import zmq.asyncio
@@ -26,6 +29,7 @@ log = Log("remails.bus")
 
 _HEADER = struct.Struct("!8sQ")
 _MOST_PUBLISHERS = 10_000
+_ROUND_TRIP = 2.0
 
 
 def secure(socket: "zmq.Socket[Any]", settings: Bus, client_key: str) -> None:
@@ -180,3 +184,26 @@ def connect(socket: "zmq.Socket[Any]", url: str, name: str) -> None:
         socket.connect(url)
     except zmq.ZMQError as error:
         raise ConfigError(f"bus.endpoints: {name}: cannot use {url!r}: {error.strerror}") from None
+
+
+async def round_trip(settings: Bus, client_key: str) -> float:
+    """Say a note until it is heard; seconds until then. Raises TimeoutError, ConfigError."""
+    note = events.AddressesChanged(f"probe-{uuid4()}")
+    subscriber, publisher = Subscriber(settings, client_key, [note.topic]), Publisher(settings, client_key)
+
+    async def speak() -> None:
+        while True:
+            publisher.publish(note)
+            await asyncio.sleep(0.02)
+
+    start, speaking = time.monotonic(), asyncio.create_task(speak())
+    try:
+        async with asyncio.timeout(_ROUND_TRIP):
+            async for event in subscriber:
+                if event == note:
+                    break
+    finally:
+        speaking.cancel()
+        publisher.close()
+        subscriber.close()
+    return time.monotonic() - start

@@ -26,8 +26,8 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from remails import service
 from remails.bus import client
-from remails.config import Bus, Settings
-from remails.errors import ConfigError
+from remails.config import Bus, BusEndpoint, Settings
+from remails.errors import ConfigError, Unavailable
 from remails.logs import Log
 
 log = Log("remails.bus")
@@ -56,7 +56,9 @@ class Broker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._auth = ThreadAuthenticator(self._context)
         self._auth.start()
-        self._auth.configure_curve_callback(domain="*", credentials_provider=_Known(settings.client_public_keys))
+        probe_key, self._probe_secret = zmq.curve_keypair()
+        known = _Known((*settings.client_public_keys, probe_key.decode()))
+        self._auth.configure_curve_callback(domain="*", credentials_provider=known)
         try:
             self._inward = self._bind(zmq.XSUB, server_key, "listen_publish", settings.listen_publish)
             self._outward = self._bind(zmq.XPUB, server_key, "listen_subscribe", settings.listen_subscribe)
@@ -64,6 +66,9 @@ class Broker:
             self._auth.stop()
             self._context.destroy(0)
             raise
+        endpoint = BusEndpoint(publish=_near(self._inward), subscribe=_near(self._outward))
+        public_key = zmq.curve_public(server_key.encode()).decode()
+        self._probe = Bus(endpoints=(endpoint,), server_public_key=public_key)
         self.thread = threading.Thread(target=self._forward, name="broker", daemon=True)
 
     def _bind(self, kind: int, server_key: str, name: str, url: str) -> "zmq.Socket[bytes]":
@@ -90,11 +95,24 @@ class Broker:
             self._inward.close(0)
             self._outward.close(0)
 
+    async def check(self) -> None:
+        """See, as a client of a key of its own, that a note goes through. Raises Unavailable."""
+        try:
+            await client.round_trip(self._probe, self._probe_secret.decode())
+        except TimeoutError:
+            raise Unavailable(f"no note goes through {self._probe.endpoints[0].publish}") from None
+
     def close(self) -> None:
         """Stop forwarding."""
         self._auth.stop()
         self._context.term()
         self.thread.join()
+
+
+def _near(socket: "zmq.Socket[bytes]") -> str:
+    """How to reach a socket from this host."""
+    bound = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    return bound.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def main(settings: Settings) -> None:
@@ -103,10 +121,16 @@ def main(settings: Settings) -> None:
     async def serve(stop: asyncio.Event) -> None:
         broker = Broker(settings.bus, settings.credential("bus_server_key"))
         broker.thread.start()
-        service.ready(f"forwarding {settings.bus.listen_publish} to {settings.bus.listen_subscribe}")
+
+        async def look() -> str:
+            await broker.check()
+            return f"forwarding {settings.bus.listen_publish} to {settings.bus.listen_subscribe}"
+
+        telling = asyncio.create_task(service.report(stop, look))
         while not await service.pause(stop, 1.0):
             if not broker.thread.is_alive():
                 raise RuntimeError("the forwarder's thread ended")
+        await telling
         broker.close()
 
     service.run("bus", settings, serve)

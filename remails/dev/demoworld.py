@@ -97,7 +97,7 @@ def main(directory: Path, base: int) -> None:
                 http_address=("127.0.0.1", home.ports.mailbox_page),
                 directory=home.directory / "mailbox",
             ):
-                service.ready()
+                service.notify("READY=1")
                 await stop.wait()
         except OSError as error:
             raise ConfigError(f"a port is taken: {error.strerror}; choose others with --port-base") from None

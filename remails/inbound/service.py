@@ -48,6 +48,7 @@ from remails.inbound.certificates import Certificates
 from remails.inbound.handler import Handler
 from remails.inbound.session import Session, address_of
 from remails.logs import Log
+from remails.store import server as database_server
 from remails.vault import Pepper
 
 log = Log("remails.inbound")
@@ -87,15 +88,20 @@ async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Se
     async def reload() -> None:
         certificates.reload()
 
+    async def look() -> str:
+        await db.call(database_server.check)
+        return f"taking mail on {', '.join(server.names)}"
+
     reloading = asyncio.create_task(service.forever("certificates", stop, _RELOAD_INTERVAL, reload))
     try:
         publisher.open()
         db.open()
         server.listen(passed)
-        service.ready("taking mail")
+        telling = asyncio.create_task(service.report(stop, look))
         await stop.wait()
         await server.drain()
         await handler.flush()
+        await telling
     finally:
         reloading.cancel()
         server.close()
@@ -134,6 +140,11 @@ class Server:
                 self._listen(name, sock)
         if not self._listeners:
             raise ConfigError("inbound: nothing to listen on, set smtps_port, submission_port or alternate_port")
+
+    @property
+    def names(self) -> list[str]:
+        """Which listeners there are."""
+        return sorted(set(self._listeners.values()))
 
     def _bound(self) -> Iterator[tuple[str, socket.socket]]:
         ours = self._settings.inbound

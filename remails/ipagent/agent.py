@@ -32,6 +32,7 @@ from remails.bus.client import Publisher
 from remails.bus.events import AddressesChanged
 from remails.config import Settings
 from remails.db import Connection, Database
+from remails.errors import Unavailable
 from remails.ipagent import reverse
 from remails.ipagent.fence import Fence, Interface
 from remails.ipagent.memory import Memory
@@ -73,6 +74,7 @@ class Agent:
         self._owners: dict[str, str | None] | None = None
         self._observed_at = float("-inf")
         self._blind = ""
+        self._settled_at = float("-inf")
         self._asked = float("-inf")
         self._one_at_a_time = asyncio.Lock()
 
@@ -85,6 +87,16 @@ class Agent:
         async with self._one_at_a_time:
             await self._take()
         await self._settle()
+        self._settled_at = self._now()
+
+    def state(self) -> str:
+        """What it holds. Raises Unavailable when it has come to no end of a turn for the length of a lease."""
+        if self._now() - self._settled_at > self._settings.lease:
+            raise Unavailable("does not get to the end of a turn")
+        if self._me is not None and self._me.desired_state != "active":
+            return f"{self._me.desired_state}: holds {len(self._held)} addresses still"
+        ready = sum(address.state == "ready" for address in self._held)
+        return f"holding {len(self._held)} addresses, {ready} ready"
 
     async def keep(self) -> None:
         """Renew what is held if that was not done for a while. Raises Unavailable."""

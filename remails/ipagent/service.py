@@ -40,6 +40,7 @@ from remails.config import Settings
 from remails.db import Database
 from remails.errors import ConfigError
 from remails.ipagent import agent, interface, providers
+from remails.store import server
 
 _KEEP_INTERVAL = 1.0  # seconds
 
@@ -61,16 +62,21 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     db = Database(settings.database, settings.database_password(), "ipagent")
     nic = interface.Interface(mine.interface)
     holder = agent.Agent(settings, db, publisher, provider, nic, resolver=resolver.synchronous(settings.dns))
+
+    async def look() -> str:
+        await db.call(server.check)
+        return holder.state()
+
     try:
         publisher.open()
         db.open()
         if mine.dry_run:
-            service.ready(f"rehearsing with addresses of provider {provider.name}")
+            service.notify(f"READY=1\nSTATUS=rehearsing with addresses of provider {provider.name}")
             await service.forever("rehearsal", stop, mine.interval, holder.rehearse)
             return
         holder.fence.start()
-        service.ready(f"holding addresses of provider {provider.name}")
         await asyncio.gather(
+            service.report(stop, look),
             service.forever("addresses", stop, mine.interval, holder.turn),
             service.forever("leases", stop, _KEEP_INTERVAL, holder.keep),
         )

@@ -37,7 +37,7 @@ from remails.outbound.destinations import Destinations
 from remails.outbound.holdings import Holdings
 from remails.outbound.route import Router
 from remails.outbound.signing import Signing
-from remails.store import addresses, queue, suppressions
+from remails.store import addresses, queue, server, suppressions
 from remails.store.ids import HostId, MessageId
 from remails.store.queue import Claim, Result
 from remails.vault import Vault
@@ -45,6 +45,7 @@ from remails.vault import Vault
 log = Log("remails.outbound")
 
 _MOST_NOTED = 10_000  # beyond that the poll finds them
+_LATE = 10.0  # seconds without a turn of a loop that takes one every second
 
 
 class Outbound:
@@ -57,6 +58,7 @@ class Outbound:
         self._noted: dict[MessageId, None] = {}
         self._wake = asyncio.Event()
         self._backlog = True
+        self._looked_at = self._claimed_at = float("-inf")
         self._claimed: dict[int, Claim] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._bodies: Coalescer[Claim, bytes | None] = Coalescer(
@@ -85,12 +87,12 @@ class Outbound:
                 service.forever("addresses", stop, outbound.poll_interval, lambda: self._look(subscriber)),
                 service.forever("leases", stop, outbound.lease / 3, self._renew),
                 service.forever("connections", stop, outbound.keep_connection / 2, self._destinations.reap),
+                service.report(stop, self._state),
                 self._poll(stop),
                 self._claim(stop),
                 *([self._listen(stop, subscriber)] if subscriber is not None else []),
             )
         ]
-        service.ready("delivering")
         done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         stop.set()  # they end when told; one that ends by an error takes the service with it, but not the mail in hand
         self._wake.set()
@@ -106,9 +108,11 @@ class Outbound:
         if self._host_id is None:
             host = await self._db.call(addresses.host_by_name, self._settings.host)
             if host is None:
+                self._looked_at = asked_at
                 return  # the IP agent has not registered this host yet
             self._host_id = host.id
         gained, lost = self._holdings.update(await self._db.call(addresses.held_by, self._host_id), asked_at)
+        self._looked_at = asked_at
         if subscriber is not None:
             for ip in gained:
                 subscriber.subscribe(f"ready/{ip}/")
@@ -118,6 +122,20 @@ class Outbound:
             log.info("addresses", gained=",".join(gained) or None, lost=",".join(lost) or None)
             self._backlog = True
             self._wake.set()
+
+    async def _state(self) -> str:
+        """What it does. Raises Unavailable with what hinders it."""
+        await self._db.call(server.check)
+        late = _LATE + self._settings.outbound.poll_interval
+        now = time.monotonic()
+        if now - self._looked_at > late:
+            raise Unavailable("does not get to know its addresses")
+        if now - self._claimed_at > late:
+            raise Unavailable("does not get to ask what is due")
+        if self._host_id is None:
+            return "this host is not registered, see remails-ipagent"
+        held = len(self._holdings.usable())
+        return f"delivering from {held} address{'' if held == 1 else 'es'}, {len(self._claimed)} deliveries in hand"
 
     async def _listen(self, stop: asyncio.Event, subscriber: client.Subscriber) -> None:
         notes = aiter(subscriber)
@@ -154,6 +172,7 @@ class Outbound:
             try:
                 self._wake.clear()
                 found = await self._claim_once()
+                self._claimed_at = time.monotonic()
             except Unavailable as error:
                 log.warning("cannot claim", reason=error)
                 continue  # the poll wakes us again

@@ -40,6 +40,7 @@ from remails.db import Database
 from remails.errors import Unavailable
 from remails.logs import Log
 from remails.periodic import blocks, claims, domains, notify, orphans, retention, usage
+from remails.store import server
 from remails.store.leadership import Leadership
 
 log = Log("remails.periodic")
@@ -81,12 +82,16 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     password = settings.database_password()
     db = Database(settings.database, password, "periodic")
     leadership = Leadership(settings.database, password, "periodic")
+
+    async def look() -> str:
+        await db.call(server.check)
+        return "leading" if leadership.is_ours else "standing by"
+
     try:
         publisher.open()
         db.open()
-        service.ready("standing by")
         term = functools.partial(serve_term, leadership, tasks(settings, db, publisher), stop)
-        await service.forever("leadership", stop, _STANDBY_INTERVAL, term)
+        await asyncio.gather(service.report(stop, look), service.forever("leadership", stop, _STANDBY_INTERVAL, term))
     finally:
         leadership.close()
         db.close()
@@ -103,14 +108,12 @@ async def serve_term(leadership: Leadership, work: list[Task], stop: asyncio.Eve
         log.debug("standing by")
         return
     log.info("leading", tasks=len(work))
-    service.notify("STATUS=leading")
     running = [asyncio.create_task(service.forever(task.name, stop, task.interval, _turn(task))) for task in work]
     try:
         while not await service.pause(stop, _STANDBY_INTERVAL):
             await asyncio.to_thread(leadership.keep)
     except Unavailable as error:
         log.warning("leadership lost, tasks stopped", reason=error)
-        service.notify("STATUS=standing by")
     finally:
         for one in running:
             one.cancel()

@@ -27,6 +27,8 @@ class Leadership:
     def __init__(self, settings: DatabaseSettings, password: str | None, name: str) -> None:
         self._conninfo = db.conninfo(settings, password, name)
         self._conn: db.Connection | None = None
+        self.is_ours = False
+        """Whether this process leads."""
 
     def take(self) -> bool:
         """Ask to be the leader; false while another one is.
@@ -34,7 +36,10 @@ class Leadership:
         Raises:
             Unavailable: PostgreSQL cannot be reached.
         """
-        return self._ask("SELECT CASE WHEN pg_is_in_recovery() THEN false ELSE pg_try_advisory_lock(%s) END", [_LOCK])
+        self.is_ours = self._ask(
+            "SELECT CASE WHEN pg_is_in_recovery() THEN false ELSE pg_try_advisory_lock(%s) END", [_LOCK]
+        )
+        return self.is_ours
 
     def keep(self) -> None:
         """See that this process, which was the leader, still is.
@@ -48,6 +53,7 @@ class Leadership:
 
     def close(self) -> None:
         """Lead no longer."""
+        self.is_ours = False
         if self._conn is not None:
             self._conn.close()
             self._conn = None

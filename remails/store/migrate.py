@@ -5,6 +5,7 @@ still reads goes away one release later. `lock_timeout` makes a migration that w
 instead of stopping the queue behind it (case X12), and a session's advisory lock, which a crash releases, lets one host migrate.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -81,9 +82,14 @@ def _check_encoding(conn: psycopg.Connection) -> None:
         )
 
 
+@functools.cache
+def _names() -> tuple[str, ...]:
+    return tuple(migration.id for migration in _read())
+
+
 def missing(conn: db.Connection) -> list[str]:
     """Names of the migrations this version needs and the database has not."""
-    names = [migration.id for migration in _read()]
+    names = list(_names())
     known = conn.execute("SELECT to_regclass('_yoyo_migration') IS NOT NULL").fetchone()
     if known is None or not known[0]:
         return names

@@ -6,6 +6,8 @@ from datetime import datetime
 from psycopg.rows import class_row
 
 from remails import db
+from remails.errors import Unavailable
+from remails.store import migrate
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +31,15 @@ def state(conn: db.Connection) -> State:
                    current_setting('full_page_writes')::bool AS full_page_writes,
                    current_setting('synchronous_commit') AS synchronous_commit"""
         ).fetchall()[0]
+
+
+def check(conn: db.Connection) -> None:
+    """See that mail may be trusted to this server.
+
+    Raises:
+        Unavailable: it is a standby (X05), or migrations of this version are missing.
+    """
+    if state(conn).is_standby:
+        raise Unavailable("database: the server is a standby, it takes no mail")
+    if missing := migrate.missing(conn):
+        raise Unavailable(f"database: migrations are missing: {', '.join(missing)}")

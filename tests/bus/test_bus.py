@@ -16,7 +16,7 @@ from remails.bus.client import Publisher, Subscriber
 from remails.bus.events import AddressesChanged, Attempted, Event, Gap, Ready
 from remails.bus.service import Broker
 from remails.config import Bus, BusEndpoint
-from remails.errors import ConfigError
+from remails.errors import ConfigError, Unavailable
 
 
 def free_port() -> int:
@@ -197,3 +197,16 @@ def test_wrong_keys_and_taken_ports_are_one_sentence(credentials: Path) -> None:
         Broker(of_endpoint(bus, 0), (credentials / "bus_server_key").read_text())
     with pytest.raises(ConfigError, match=r"bus\.client_public_keys"):
         Broker(Bus(), (credentials / "bus_server_key").read_text())
+
+
+def test_a_broker_knows_whether_notes_go_through_it(credentials: Path) -> None:
+    bus = settings(credentials)
+    with broker(bus, credentials) as running:
+        asyncio.run(running.check())
+    silent = Broker(of_endpoint(settings(credentials), 0), (credentials / "bus_server_key").read_text())
+    try:
+        with pytest.raises(Unavailable, match=r"no note goes through tcp://127\.0\.0\.1:"):
+            asyncio.run(silent.check())  # nothing forwards: its thread has not begun
+    finally:
+        silent.thread.start()
+        silent.close()

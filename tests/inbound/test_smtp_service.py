@@ -219,7 +219,7 @@ def test_process_starts_without_a_database(
 ) -> None:
     dead = msgspec.structs.replace(settings.database, dsn=f"host={tmp_path} dbname=x", wait_timeout=0.5)
     process = spawn("smtps", sections={"database": dead})
-    process.ready()
+    assert b"STATUS=not ready" in process.notify.recv(4096)
     with Dialogue(process.ports["smtps"], smtps=True) as dialogue:
         dialogue.reply()
         login = f"AUTH PLAIN {plain(acme.smtp_username, acme.smtp_password)}"

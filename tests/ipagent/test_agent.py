@@ -19,7 +19,7 @@ from remails.bus.events import AddressesChanged
 from remails.bus.service import Broker
 from remails.config import Bus, IpAgent, Mail, Settings
 from remails.db import Connection, Database
-from remails.errors import ConfigError
+from remails.errors import ConfigError, Unavailable
 from remails.ipagent import providers, service
 from remails.ipagent.agent import Agent
 from remails.store import addresses, ids
@@ -97,6 +97,16 @@ def test_an_address_of_this_host_is_ready_after_one_turn(settings: Settings, db:
     assert [(held.ip, held.epoch) for held in _held(db)] == [(ip, 1) for ip in HERE]
     host = db.run(addresses.host_by_name, "mx1")
     assert host is not None and (host.provider, host.heartbeat_at is not None) == ("static", True)
+
+
+def test_it_says_what_it_holds_but_not_before_it_knows(settings: Settings, db: Database, pool: Pool) -> None:
+    _add(db, pool, HERE[0], ELSEWHERE)
+    agent = _agent(settings, db)
+    with pytest.raises(Unavailable, match="does not get to the end of a turn"):
+        agent.state()
+    _turn(agent)  # what it then says is of the turn's beginning
+    _turn(agent)
+    assert agent.state() == "holding 2 addresses, 1 ready"
 
 
 def test_what_is_ready_stays_ready_without_a_new_event(settings: Settings, db: Database, pool: Pool) -> None:

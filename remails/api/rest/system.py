@@ -7,7 +7,7 @@ from remails.api import auth, problems
 from remails.api.operations import Noun, add_header, answer_with
 from remails.api.state import state
 from remails.errors import Unavailable
-from remails.store import migrate, server
+from remails.store import server
 
 noun = Noun("System", "What the installation is, and whether it works.")
 
@@ -59,10 +59,7 @@ def get_health() -> Health:
 
 def _trouble() -> str | None:
     try:
-        with state().db.transaction() as conn:
-            standby, missing = server.state(conn).is_standby, migrate.missing(conn)
+        state().db.run(server.check)
     except Unavailable as error:
         return str(error)
-    if standby:
-        return "database: the server is a standby, it takes no mail"  # X05
-    return f"database: migrations are missing: {', '.join(missing)}" if missing else None
+    return None
