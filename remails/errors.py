@@ -15,15 +15,26 @@ class Refused(Exception):
         text: one sentence for a human, in ASCII: what is wrong and what to do.
         status: HTTP status with the same meaning.
         field: the JSON field at fault, where there is one.
+        retry_after: seconds after which the same may be taken, where that is known.
     """
 
-    def __init__(self, code: int, enhanced: str, text: str, *, status: int, field: str | None = None) -> None:
+    def __init__(
+        self,
+        code: int,
+        enhanced: str,
+        text: str,
+        *,
+        status: int,
+        field: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(text)
         self.code = code
         self.enhanced = enhanced
         self.text = text
         self.status = status
         self.field = field
+        self.retry_after = retry_after
 
     @property
     def reply(self) -> str:

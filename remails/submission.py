@@ -1,11 +1,12 @@
 """The one door: every mail, from SMTP or REST, comes in through `submit`.
 
-`submit` is the policy, read top to bottom: may this sender send at all, is its quota used up, are the domains of
-envelope and From header its own (on a label boundary) and verified, who is suppressed, and from which address will it leave. What
-passes is stored in one transaction for the whole batch; only after the commit does the caller hear "accepted" and the
+`submit` is the policy, read top to bottom: may this sender send at all, are the domains of envelope and From header its own
+(on a label boundary) and verified, is it too fast, is its quota used up, who is suppressed, and from which address will it
+leave. Rate and quota count messages, whatever the number of their recipients. What passes is stored in one transaction for the whole batch; only after the commit does the caller hear "accepted" and the
 bus a note. A message that is refused leaves nothing behind; its neighbours in the batch are not touched by it.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from remails.errors import Refused
 from remails.mail import address, message
 from remails.store import addresses, messages, senders, suppressions, usage
 from remails.store.ids import ApiKeyId, MessageId, OrganizationId, PoolId, ProjectId, SmtpCredentialId
+from remails.store.rates import Rate
+from remails.throttle import Drawn, Throttle
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +73,47 @@ class _Mail:
     pool_id: PoolId | None = None
 
 
-def check_sender(conn: Connection, sender: Sender, domain: str) -> None:
-    """Refuse a sender already at MAIL FROM, before the client has sent the whole mail.
+def check_sender(conn: Connection, sender: Sender, domain: str, throttle: Throttle | None = None) -> None:
+    """Refuse a sender already at MAIL FROM, before the client has sent the whole mail. Counts nothing.
 
     Raises:
-        Refused: the organization may not send, or `domain` is not the project's, or not verified.
+        Refused: the organization may not send, or not now; or `domain` is not the project's, or not verified.
     """
-    _allowed(senders.projects(conn, [_key(sender)]).get(_key(sender)))
+    project = _allowed(senders.projects(conn, [_key(sender)]).get(_key(sender)))
     _own_domain(senders.domains(conn, [(sender.project_id, domain, address.parents(domain))]), sender, domain)
+    if project.rate is not None and (
+        wait := (throttle or Throttle()).wait(conn, project.organization_id, project.rate)
+    ):
+        raise _too_fast(project.rate, wait)
+    if project.message_quota is not None:
+        _within_quota(project, usage.used_since(conn, project.organization_id, project.quota_since))
 
 
 def submit(
-    db: Database, publisher: client.Publisher, settings: Mail, submissions: Sequence[Submission]
+    db: Database,
+    publisher: client.Publisher,
+    settings: Mail,
+    submissions: Sequence[Submission],
+    throttle: Throttle | None = None,
 ) -> list[Accepted | Refused]:
     """Take mails in: all of them in one transaction, each with its own outcome, in order.
+
+    Args:
+        throttle: what this process holds of the organizations' rates; without one each call asks anew.
 
     Raises:
         Unavailable: the database cannot be reached; nothing is known to be stored.
     """
     now = datetime.now(UTC)
+    throttle = throttle or Throttle()
     outcomes: list[_Mail | Refused] = [_prepare(given, settings, now) for given in submissions]
     with db.transaction() as conn:
-        for step in (_check_projects, _check_domains, _check_quotas):
-            outcomes = step(conn, outcomes)
+        outcomes = _check_projects(conn, outcomes)
+        outcomes = _check_domains(conn, outcomes)
+        outcomes, drawn = _check_rates(conn, outcomes, throttle)
+        outcomes = _check_quotas(conn, outcomes)
         stored = _store(conn, settings, now, [mail for mail in outcomes if isinstance(mail, _Mail)])
+    throttle.keep(drawn)
     for note in _notes(stored):
         publisher.publish(note)  # only after the commit
     return [
@@ -196,6 +216,35 @@ def _check_domains(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_M
     return _each(outcomes, check)
 
 
+def _check_rates(
+    conn: Connection, outcomes: list[_Mail | Refused], throttle: Throttle
+) -> tuple[list[_Mail | Refused], Drawn]:
+    wanted: dict[OrganizationId, tuple[Rate, int]] = {}
+    for mail in _mails(outcomes):
+        if mail.project is not None and mail.project.rate is not None:
+            _, number = wanted.get(mail.project.organization_id, (None, 0))
+            wanted[mail.project.organization_id] = mail.project.rate, number + 1
+    drawn = throttle.draw(conn, wanted)
+    left = dict(drawn.tokens)
+
+    def check(mail: _Mail) -> _Mail:
+        assert mail.project is not None
+        id_ = mail.project.organization_id
+        if mail.project.rate is not None:
+            if left[id_] == 0:
+                raise _too_fast(mail.project.rate, drawn.retry_after.get(id_, 1))
+            left[id_] -= 1
+        return mail
+
+    return _each(outcomes, check), drawn
+
+
+def _too_fast(rate: Rate, wait: float) -> Refused:
+    seconds = max(math.ceil(wait), 1)
+    text = f"This organization may send {rate}; try again in {seconds} seconds"
+    return Refused(451, "4.7.1", text, status=429, retry_after=seconds)
+
+
 def _check_quotas(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_Mail | Refused]:
     limited = {
         mail.project.organization_id: mail.project
@@ -211,13 +260,18 @@ def _check_quotas(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_Ma
         assert mail.project is not None
         project = limited.get(mail.project.organization_id)
         if project is not None and project.message_quota is not None:
-            if used[project.organization_id] >= project.message_quota:
-                text = f"The monthly quota of {project.message_quota} messages is used up until {project.quota_reset:%Y-%m-%d}"
-                raise Refused(452, "4.7.1", text, status=429)
+            _within_quota(project, used[project.organization_id])
             used[project.organization_id] += 1
         return mail
 
     return _each(outcomes, check)
+
+
+def _within_quota(project: senders.Project, used: int) -> None:
+    if project.message_quota is not None and used >= project.message_quota:
+        text = f"The monthly quota of {project.message_quota} messages is used up until {project.quota_reset:%Y-%m-%d}"
+        until = max(math.ceil((project.quota_reset - datetime.now(UTC)).total_seconds()), 1)
+        raise Refused(452, "4.7.1", text, status=429, retry_after=until)
 
 
 def _store(conn: Connection, settings: Mail, now: datetime, mails: Sequence[_Mail]) -> list[messages.NewMessage]:

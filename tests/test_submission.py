@@ -16,9 +16,11 @@ from remails.config import Bus, Mail
 from remails.db import Connection, Database
 from remails.errors import Refused
 from remails.mail import address
-from remails.store import addresses, domains, messages, organizations, projects, suppressions, usage
+from remails.store import addresses, domains, messages, organizations, plans, projects, suppressions, usage
 from remails.store.ids import OrganizationId, ProjectId, new
+from remails.store.rates import Rate
 from remails.submission import Accepted, Submission
+from remails.throttle import Throttle
 from remails.vault import Pepper, Vault
 
 MAIL = Mail(hostname="relay.example")
@@ -259,3 +261,49 @@ def test_a_project_of_another_organization_is_none(db: Database, tenant: Tenant,
     given = replace(tenant.submission(), sender=replace(tenant.sender, project_id=other.project_id))
     assert refused(submit(db, given)[0]) == (550, "5.7.1", 404)
     assert db.run(projects.get, tenant.organization_id, other.project_id) is None
+
+
+def test_an_organization_that_is_too_fast_is_told_when_to_come_back(db: Database, tenant: Tenant) -> None:
+    db.run(plans.set_plan, tenant.organization_id, "tiny")
+    throttle = Throttle()
+    batches = [
+        submission.submit(db, Listening(), MAIL, [tenant.submission() for _ in range(9)], throttle) for _ in range(3)
+    ]
+    assert [[isinstance(outcome, Accepted) for outcome in batch] for batch in batches] == [
+        [True] * 9,
+        [True] * 9,
+        [True] * 2 + [False] * 7,
+    ]
+    outcome = batches[2][-1]
+    assert refused(outcome) == (451, "4.7.1", 429)
+    assert isinstance(outcome, Refused)
+    assert outcome.text == "This organization may send 720 messages per hour, 20 at once; try again in 5 seconds"
+    assert outcome.retry_after == 5
+    with pytest.raises(Refused, match="720 messages per hour"):
+        db.run(submission.check_sender, tenant.sender, "acme.example", throttle)
+    assert count(db)[0] == 20
+
+
+def test_a_rate_counts_messages_and_an_organization_may_have_its_own(db: Database, tenant: Tenant) -> None:
+    db.run(plans.set_plan, tenant.organization_id, "large")
+    db.run(plans.set_rate, tenant.organization_id, Rate(1, 60))
+    crowd = tenant.submission(*(f"r{number}@example.net" for number in range(30)))
+    first, second = submit(db, crowd, tenant.submission())
+    assert isinstance(first, Accepted)
+    assert refused(second) == (451, "4.7.1", 429)
+    db.run(plans.set_rate, tenant.organization_id, None)
+    db.run(lambda conn: conn.execute("UPDATE rate_buckets SET at = at - interval '1 hour'"))
+    assert isinstance(submit(db, tenant.submission())[0], Accepted)
+
+
+def test_what_is_refused_for_another_reason_draws_no_token(db: Database, tenant: Tenant) -> None:
+    db.run(plans.set_rate, tenant.organization_id, Rate(1, 60))
+    first, second = submit(db, tenant.submission(mail_from="x@other.example"), tenant.submission())
+    assert refused(first) == (550, "5.7.1", 422)
+    assert isinstance(second, Accepted)
+
+
+def test_a_used_up_quota_is_refused_at_mail_from(db: Database, tenant: Tenant) -> None:
+    db.run(organizations.set_quota, tenant.organization_id, 0)
+    with pytest.raises(Refused, match="monthly quota of 0"):
+        db.run(submission.check_sender, tenant.sender, "acme.example")

@@ -9,11 +9,14 @@ from remails import vault
 from remails.admin import named, output
 from remails.admin.operator import Act, connected
 from remails.errors import Refused
-from remails.store import organizations, projects, usage, users
+from remails.store import organizations, plans, projects, usage, users
 from remails.store.organizations import BlockStatus
+from remails.store.plans import PLANS
+from remails.store.rates import Rate
 from remails.store.users import Role
 
 _role = click.Choice([role.value for role in Role])
+_plan = click.Choice([*PLANS])
 
 
 @click.group
@@ -26,6 +29,7 @@ def organization() -> None:
 @connected
 def organization_list(act: Act, as_json: bool) -> None:
     """List all organizations."""
+    own = plans.own_rates(act.conn)
     rows = [
         {
             "id": one.id,
@@ -34,21 +38,23 @@ def organization_list(act: Act, as_json: bool) -> None:
             "used": usage.used_since(act.conn, one.id, one.quota_since),
             "quota": one.message_quota,
             "quota_reset": one.quota_reset,
+            "rate": str(rate) if (rate := own.get(one.id) or plans.rate(one.plan, None, None)) else None,
             "block_status": one.block_status,
         }
         for one in organizations.list_all(act.conn)
     ]
-    columns = ("id", "name", "plan", "used", "quota", "quota_reset", "block_status")
+    columns = ("id", "name", "plan", "used", "quota", "quota_reset", "rate", "block_status")
     output.show(rows, columns, as_json=as_json)
 
 
 @organization.command("create")
 @click.argument("name")
-@click.option("--plan", default="free", show_default=True)
-@click.option("--quota", type=click.IntRange(min=0), help="Messages per month; without it there is no limit.")
+@click.option("--plan", type=_plan, default="unlimited", show_default=True)
+@click.option("--quota", type=click.IntRange(min=0), help="Messages per month; without it those of the plan.")
 @connected
 def organization_create(act: Act, name: str, plan: str, quota: int | None) -> None:
     """Make an organization and print its id."""
+    quota = PLANS[plan].message_quota if quota is None else quota
     made = organizations.create(act.conn, name, plan=plan, message_quota=quota)
     act.log(made.id, "created", "organization", made.id, {"name": made.name, "plan": plan, "message_quota": quota})
     click.echo(str(made.id))
@@ -90,6 +96,35 @@ def organization_quota(act: Act, name: str, messages: int | str) -> None:
     quota = messages if isinstance(messages, int) else None
     organizations.set_quota(act.conn, found.id, quota)
     act.log(found.id, "updated", "organization", found.id, {"message_quota": quota})
+
+
+@organization.command("plan")
+@click.argument("name", metavar="ORGANIZATION")
+@click.argument("plan", type=_plan)
+@connected
+def organization_plan(act: Act, name: str, plan: str) -> None:
+    """Give an organization a plan: its quota, and its rate where the organization has none of its own."""
+    found = named.organization(act.conn, name)
+    plans.set_plan(act.conn, found.id, plan)
+    act.log(found.id, "updated", "organization", found.id, {"plan": plan, "message_quota": PLANS[plan].message_quota})
+
+
+@organization.command("rate")
+@click.argument("name", metavar="ORGANIZATION")
+@click.option("--burst", type=click.IntRange(1, 2**31 - 1), help="Messages that may be sent at once.")
+@click.option("--per-hour", type=click.IntRange(1, 2**31 - 1), help="Messages per hour in the long run.")
+@connected
+def organization_rate(act: Act, name: str, burst: int | None, per_hour: int | None) -> None:
+    """Give an organization a rate of its own; without options that of its plan holds again.
+
+    A message counts once, whatever the number of its recipients. What comes too fast is refused for the moment (451, 429).
+    """
+    if (burst is None) != (per_hour is None):
+        raise click.UsageError("Give both --burst and --per-hour, or none of them.")
+    found = named.organization(act.conn, name)
+    own = Rate(burst, per_hour) if burst is not None and per_hour is not None else None
+    plans.set_rate(act.conn, found.id, own)
+    act.log(found.id, "updated", "organization", found.id, {"rate": str(own) if own else None})
 
 
 @click.group

@@ -58,7 +58,10 @@ def register(app: flask.Flask) -> None:
 
 
 def _refused(error: Refused) -> Response:
-    return _answer(error.status, error.text, field=error.field)
+    response = _answer(error.status, error.text, field=error.field)
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
 
 
 def _unavailable(error: Unavailable) -> Response:

@@ -22,6 +22,7 @@ from remails.mail import address, message
 from remails.store import credentials, ids
 from remails.store.ids import MessageId
 from remails.submission import Accepted, Sender, Submission
+from remails.throttle import Throttle
 from remails.vault import Pepper
 
 log = Log("remails.inbound")
@@ -33,7 +34,8 @@ class Handler:
     def __init__(self, db: Database, publisher: Publisher, pepper: Pepper, mail: Mail) -> None:
         self._db, self._publisher, self._mail = db, publisher, mail
         self._authenticate = auth.Authenticator(db, pepper)
-        self._may_send: Lookup[tuple[Sender, str], bool] = Lookup(db, _check_senders)
+        self._throttle = Throttle()
+        self._may_send: Lookup[tuple[Sender, str], bool] = Lookup(db, self._check_senders)
         self._submit: Coalescer[Submission, Accepted | Refused] = Coalescer(
             self._submit_all, weight=lambda given: len(given.raw)
         )
@@ -110,7 +112,20 @@ class Handler:
         await self._submit.flush()
 
     async def _submit_all(self, batch: Sequence[Submission]) -> Sequence[Accepted | Refused]:
-        return await self._db.thread(submission.submit, self._db, self._publisher, self._mail, batch)
+        return await self._db.thread(submission.submit, self._db, self._publisher, self._mail, batch, self._throttle)
+
+    def _check_senders(
+        self, conn: Connection, asked: Sequence[tuple[Sender, str]]
+    ) -> dict[tuple[Sender, str], bool | Refused]:
+        answers: dict[tuple[Sender, str], bool | Refused] = {}
+        for sender, domain in asked:
+            try:
+                _check_credential(conn, sender)
+                submission.check_sender(conn, sender, domain, self._throttle)
+                answers[sender, domain] = True
+            except Refused as refusal:
+                answers[sender, domain] = refusal
+        return answers
 
     def _submission(self, client: Client, envelope: Envelope, content: bytes) -> Submission:
         assert client.sender is not None and envelope.reverse_path is not None
@@ -145,18 +160,6 @@ def _address(path: str, smtputf8: bool, enhanced: str) -> address.Address:
         return address.parse(path)
     except address.BadAddress as error:
         raise Refused(553, enhanced, f"Bad address: {error}", status=422) from None
-
-
-def _check_senders(conn: Connection, asked: Sequence[tuple[Sender, str]]) -> dict[tuple[Sender, str], bool | Refused]:
-    answers: dict[tuple[Sender, str], bool | Refused] = {}
-    for sender, domain in asked:
-        try:
-            _check_credential(conn, sender)
-            submission.check_sender(conn, sender, domain)
-            answers[sender, domain] = True
-        except Refused as refusal:
-            answers[sender, domain] = refusal
-    return answers
 
 
 def _check_credential(conn: Connection, sender: Sender) -> None:

@@ -40,7 +40,9 @@ class Organization:
     updated_at: datetime
 
 
-def create(conn: db.Connection, name: str, *, plan: str = "free", message_quota: int | None = None) -> Organization:
+def create(
+    conn: db.Connection, name: str, *, plan: str = "unlimited", message_quota: int | None = None
+) -> Organization:
     """Make an organization. Raises Refused (422) for a bad name."""
     with constraints.explained(conn, _REFUSALS), conn.cursor(row_factory=class_row(Organization)) as cur:
         # Random and not ordered by time: its first digits stand in front of every SMTP user name of the organization.

@@ -7,7 +7,9 @@ from datetime import datetime
 from psycopg.rows import class_row
 
 from remails.db import Connection
+from remails.store import plans
 from remails.store.ids import DomainId, OrganizationId, PoolId, ProjectId
+from remails.store.rates import Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,16 @@ class Project:
     message_quota: int | None
     quota_since: datetime
     quota_reset: datetime
+    plan: str
+    rate_burst: int | None
+    rate_per_hour: int | None
     pool_id: PoolId | None
     """The project's pool, else its organization's, else the default; None where there is no pool at all."""
+
+    @property
+    def rate(self) -> Rate | None:
+        """How fast its organization may send; None as fast as it can."""
+        return plans.rate(self.plan, self.rate_burst, self.rate_per_hour)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +54,13 @@ def projects(
         rows = cursor.execute(
             """
             SELECT p.id AS project_id, p.organization_id, o.block_status::text AS block_status, o.message_quota,
-                o.quota_reset - interval '1 month' AS quota_since, o.quota_reset, coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)) AS pool_id
+                o.quota_reset - interval '1 month' AS quota_since, o.quota_reset, o.plan, r.burst AS rate_burst,
+                r.per_hour AS rate_per_hour,
+                coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)) AS pool_id
             FROM unnest(%s::uuid[], %s::uuid[]) AS wanted (project_id, organization_id)
             JOIN projects p ON p.id = wanted.project_id AND p.organization_id = wanted.organization_id
             JOIN organizations o ON o.id = p.organization_id
+            LEFT JOIN rates r ON r.organization_id = o.id
             """,
             [[project for project, _ in wanted], [organization for _, organization in wanted]],
         )

@@ -38,13 +38,30 @@ def test_organization(terminal: Terminal, db: Database) -> None:
     assert (row["block_status"], row["quota"]) == ("no_sending", None)
 
 
+def test_plan_and_rate(terminal: Terminal) -> None:
+    def shown() -> tuple[str, str | None, int | None]:
+        (row,) = terminal.json("organization", "list")
+        return row["plan"], row["rate"], row["quota"]
+
+    made = _organization(terminal)
+    assert shown() == ("unlimited", None, None)
+    terminal.do("organization", "plan", "Acme", "small")
+    assert shown() == ("small", "3600 messages per hour, 60 at once", 300_000)
+    terminal.do("organization", "rate", made, "--burst", "500", "--per-hour", "90000")
+    assert shown() == ("small", "90000 messages per hour, 500 at once", 300_000)
+    terminal.do("organization", "rate", "Acme")
+    assert shown() == ("small", "3600 messages per hour, 60 at once", 300_000)
+    assert terminal.run("organization", "rate", "Acme", "--burst", "5").exit_code == 2
+    assert terminal.run("organization", "plan", "Acme", "gigantic").exit_code == 2
+
+
 def test_table_is_aligned(terminal: Terminal) -> None:
     short, long = _organization(terminal, "A"), _organization(terminal, "A much longer name")
 
     heading, first, second = terminal.do("organization", "list").splitlines()
     assert heading.split()[:4] == ["ID", "NAME", "PLAN", "USED"]
     assert first.startswith(short) and second.startswith(long)
-    assert heading.index("PLAN") == first.index("free") == second.index("free")
+    assert heading.index("PLAN") == first.index("unlimited") == second.index("unlimited")
 
 
 def test_a_name_cannot_drive_the_terminal(terminal: Terminal) -> None:

@@ -19,8 +19,9 @@ from remails.api.rest import emails
 from remails.bus.client import Publisher
 from remails.config import Settings
 from remails.db import Database
-from remails.store import addresses, messages, organizations, queue, suppressions
+from remails.store import addresses, messages, organizations, plans, queue, suppressions
 from remails.store.ids import MessageId
+from remails.store.rates import Rate
 from remails.vault import Pepper, Vault
 
 MAIL = {"from": "app@acme.example", "to": "b@example.net", "subject": "Hello", "text_body": "Hi\n"}
@@ -275,6 +276,14 @@ def test_a_domain_that_is_not_ours_is_refused(send: Any, db: Database, tenant: T
         assert (answer["status"], answer["field"]) == (422, "from")
     assert send(**{"from": "a@sub.acme.example"}).status_code == 201
     assert stored(db, tenant) == 1
+
+
+def test_who_is_too_fast_is_429_and_told_when_to_come_back(send: Any, db: Database, tenant: Tenant) -> None:
+    db.run(plans.set_rate, tenant.organization_id, Rate(1, 60))
+    assert send().status_code == 201
+    response = send()
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "60")
+    assert "60 messages per hour, 1 at once; try again in 60 seconds" in response.get_json()["detail"]
 
 
 def test_a_used_up_quota_is_429(send: Any, db: Database, tenant: Tenant) -> None:

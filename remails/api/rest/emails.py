@@ -230,7 +230,7 @@ def send(project_id: ProjectId, *, body: NewEmail) -> Email:
     none.
     """
     given = _submission(project_id, body)
-    outcome = submission.submit(state().db, state().publisher, state().settings.mail, [given])[0]
+    outcome = submission.submit(state().db, state().publisher, state().settings.mail, [given], state().throttle)[0]
     if isinstance(outcome, Refused):
         raise outcome
     try:

@@ -16,14 +16,12 @@ from remails.db import Connection
 from remails.store import audit, organizations, statistics, usage, users
 from remails.store.ids import OrganizationId, ProjectId, UserId
 from remails.store.organizations import BlockStatus
+from remails.store.plans import PLANS
 from remails.store.users import Role
 
 noun = Noun("Organizations", "The tenants: everything else belongs to one of them.")
 
 PATH = "/organizations/{organization_id}"
-
-FREE_PLAN = 3_000
-"""Messages per month of an organization that a user makes for themselves."""
 
 EntryId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
@@ -116,7 +114,8 @@ def create(*, body: NewOrganization) -> Organization:
     """Make an organization, whose admin you are."""
     actor = auth.actor()
     with state().db.transaction() as conn:
-        made = organizations.create(conn, body.name, message_quota=None if actor.is_admin else FREE_PLAN)
+        plan = "unlimited" if actor.is_admin else "free"
+        made = organizations.create(conn, body.name, plan=plan, message_quota=PLANS[plan].message_quota)
         users.add_member(conn, UserId(actor.id), made.id, Role.admin)
         audit.record(conn, actor.audit, made.id, "created", "organization", made.id, {"name": made.name})
         return _shown(conn, made)
