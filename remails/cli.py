@@ -38,6 +38,7 @@ MODULES = {
     "pool": "remails.admin.fleet",
     "address": "remails.admin.fleet",
     "host": "remails.admin.fleet",
+    "queue": "remails.admin.queue",
     "keys": "remails.admin.keys",
     "migrate": "remails.admin.migrate",
     "doctor": "remails.admin.doctor",

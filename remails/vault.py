@@ -43,6 +43,11 @@ class Vault:
             raise ConfigError("credential encryption_keys: no key in it")
         self._current = next(iter(self._keys))
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the keys, the one that seals first."""
+        return [name.decode("ascii") for name in self._keys]
+
     def seal(self, secret: bytes, context: str) -> bytes:
         """Encrypt; the result names the key that opens it."""
         nonce = os.urandom(12)

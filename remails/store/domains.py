@@ -119,6 +119,37 @@ def add_key(
     return key_id
 
 
+def sealed_by(conn: db.Connection) -> dict[str, int]:
+    """How many private keys each key of the vault has sealed, by its name."""
+    return dict(
+        conn.execute(
+            r"""SELECT convert_from(substr(private_key, 1, position('\x3a'::bytea IN private_key) - 1), 'UTF8'), count(*)
+                FROM dkim_keys GROUP BY 1 ORDER BY 1"""
+        ).fetchall()
+    )
+
+
+def reseal(conn: db.Connection, sealer: vault.Vault, limit: int) -> int:
+    """Seal up to `limit` private keys anew that another key than the first of the vault has sealed; returns how many.
+
+    Raises:
+        ConfigError: the vault has not the key that opens one.
+    """
+    rows = conn.execute(
+        r"""SELECT id, private_key FROM dkim_keys
+            WHERE substr(private_key, 1, position('\x3a'::bytea IN private_key) - 1) <> convert_to(%s, 'UTF8')
+            ORDER BY id LIMIT %s FOR UPDATE""",
+        [sealer.names[0], limit],
+    ).fetchall()
+    for key_id, sealed in rows:
+        context = f"dkim:{key_id}"
+        conn.execute(
+            "UPDATE dkim_keys SET private_key = %s WHERE id = %s",
+            [sealer.seal(sealer.open(sealed, context), context), key_id],
+        )
+    return len(rows)
+
+
 def get(conn: db.Connection, organization_id: OrganizationId, domain_id: DomainId) -> Domain | None:
     """The domain of this id, if it is the organization's."""
     return next(iter(_select(conn, organization_id=organization_id, id=domain_id)), None)

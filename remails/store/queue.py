@@ -294,3 +294,36 @@ def settle_blocks(conn: Connection) -> tuple[int, int]:
         """
     ).rowcount
     return held, freed
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits to leave from one address; `source` is None where its pool has no address."""
+
+    pool: str
+    source: str | None
+    waiting: int
+    due: int
+    """Those that should be under way by now, and are not."""
+    in_hand: int
+    overdue: float
+    """Seconds that the first of them has been due for."""
+
+
+def waiting(conn: Connection) -> list[Waiting]:
+    """The whole queue, by pool and source."""
+    with conn.cursor(row_factory=class_row(Waiting)) as cursor:
+        return cursor.execute(
+            """
+            WITH counted AS (
+                SELECT m.pool_id, d.source, count(*) AS waiting,
+                    count(*) FILTER (WHERE d.next_attempt_at <= clock_timestamp()) AS due,
+                    count(*) FILTER (WHERE d.claimed_by IS NOT NULL AND d.next_attempt_at > clock_timestamp()) AS in_hand,
+                    greatest(0, extract(epoch FROM clock_timestamp() - min(d.next_attempt_at)))::float AS overdue
+                FROM deliveries d JOIN messages m ON m.id = d.message_id
+                WHERE d.status IN ('accepted', 'reattempt') GROUP BY m.pool_id, d.source
+            )
+            SELECT p.name AS pool, host(c.source) AS source, c.waiting, c.due, c.in_hand, c.overdue
+            FROM counted c JOIN pools p ON p.id = c.pool_id ORDER BY p.name, c.source
+            """
+        ).fetchall()
