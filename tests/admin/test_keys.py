@@ -148,7 +148,7 @@ def test_it_is_an_editor_for_ansible_vault(secrets: Path, tmp_path: Path) -> Non
     password.write_text("a password\n")
     before = _values(secrets)
     programs = Path(sys.executable).parent
-    environment = {**os.environ, "EDITOR": f"{programs}/remails keys rotate database", "ANSIBLE_CONFIG": "/dev/null"}
+    environment = {**os.environ, "EDITOR": f"{programs}/remails keys rotate database"}
     for word in ("encrypt", "edit", "decrypt"):
         command = [programs / "ansible-vault", word, secrets, "--vault-password-file", password]
         subprocess.run(command, env=environment, check=True, capture_output=True)
