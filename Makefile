@@ -34,7 +34,7 @@ format: .venv/test ## Put the code into the common format
 	$(BIN)/ruff format .
 
 # A stamp says for which setup.cfg the virtual environment was made.
-.venv/dev .venv/test: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
+.venv/dev .venv/deploy .venv/test: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
 	$(BIN)/pip install --quiet --editable '.[$*]'
 	@touch $@
 

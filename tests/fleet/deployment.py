@@ -8,15 +8,21 @@ One customer has a pool of its own, the other sends from the shared one.
 """
 
 import json
+import secrets
 import shlex
+import tomllib
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
 from controller import Controller, Run
-from hosts import BYOIP, Fleet, Host, until
+from hosts import BYOIP, CONTROL, Fleet, Host, until
 from load import Rest, Smtp
 from world import World
+
+from remails import cli
 
 GROUPS = {
     "api": ["app1", "app2"],
@@ -31,7 +37,6 @@ POOLS = {"shared": [f"{BYOIP}.11", f"{BYOIP}.12", f"{BYOIP}.13"], "acme": [f"{BY
 HOLDERS = {f"{BYOIP}.11": "out1", f"{BYOIP}.12": "out2", f"{BYOIP}.13": "out3", f"{BYOIP}.21": "out1"}
 REMAILS = "/opt/remails/current/bin/remails"
 API_PORT = 8000
-VARIABLES: dict[str, Any] = {}
 
 ADDRESS_UNIT = """\
 [Unit]
@@ -43,6 +48,11 @@ ExecStart=/usr/bin/ip address replace %i/32 dev eth0
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def ptr_name(ip: str) -> str:
+    """The reverse name of an address of ours."""
+    return f"out{ip.rpartition('.')[2]}.relay.test"
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,30 @@ class Deployment:
 
     def __init__(self, fleet: Fleet, world: World) -> None:
         self.fleet, self.world = fleet, world
-        self.controller = Controller(fleet, GROUPS, VARIABLES)
+        self.controller = Controller(fleet, GROUPS, self._variables(fleet.directory / "credentials"))
+
+    def _variables(self, credentials: Path) -> dict[str, Any]:
+        """What the inventory says beside who is what; the secrets are the same as long as the fleet lives."""
+        if not credentials.exists():
+            done = CliRunner().invoke(cli.main, ["keys", "new", str(credentials)], catch_exceptions=False)
+            (credentials / "database_password").write_text(secrets.token_hex(24), encoding="ascii")
+            (credentials / "settings").write_text(done.output, encoding="ascii")
+        bus = tomllib.loads((credentials / "settings").read_text(encoding="ascii"))["bus"]
+        files = [path for path in credentials.iterdir() if path.name != "settings"]
+        return {
+            "firewall_control": [CONTROL],
+            "postgresql_memory": 1024,
+            "remails_hostname": "relay.test",
+            **{f"remails_bus_{key}": value for key, value in bus.items()},
+            **{f"remails_{path.name}": path.read_text(encoding="ascii").strip() for path in files},
+            "api_listen": f"0.0.0.0:{API_PORT}",
+            "ipagent_pools": [{"name": pool, "default": pool == "shared"} for pool in POOLS],
+            "ipagent_addresses": [
+                {"ip": ip, "pool": pool, "ptr_name": ptr_name(ip), "preferred_host": HOLDERS[ip]}
+                for pool, addresses in POOLS.items()
+                for ip in addresses
+            ],
+        }
 
     def site(self) -> Run:
         """Everything, by `playbooks/site.yml`."""
@@ -101,15 +134,11 @@ class Deployment:
         ((number,),) = self.sql("SELECT count(*) FROM deliveries WHERE status IN ('accepted', 'reattempt')")
         return int(number)
 
-    def add_addresses(self) -> None:
-        """Make the pools, and bring each address up on its host as far as that is the provider's part."""
-        for pool, addresses in POOLS.items():
-            self.remails("pool", "create", pool, *(["--default"] if pool == "shared" else []))
-            for ip in addresses:
-                name = f"out{ip.rpartition('.')[2]}.relay.test"
-                self.world.publish_address(ip, name)
-                self.attach(ip, self.fleet.hosts[HOLDERS[ip]])
-                self.remails("address", "add", ip, "--pool", pool, "--ptr-name", name, "--preferred-host", HOLDERS[ip])
+    def bring_addresses(self) -> None:
+        """The provider's part: each address at its host, with its name in the DNS."""
+        for ip, holder in HOLDERS.items():
+            self.world.publish_address(ip, ptr_name(ip))
+            self.attach(ip, self.fleet.hosts[holder])
 
     def attach(self, ip: str, host: Host) -> None:
         """What somebody does who sets up a host with an address of its own, so that it is there after a reboot too."""

@@ -32,8 +32,8 @@ def deployment(fleet: Fleet, world: World) -> Deployment:
     """The installation, by site.yml on bare hosts, with addresses."""
     made = Deployment(fleet, world)
     if not made.is_there():
+        made.bring_addresses()
         made.site().ok()
-        made.add_addresses()
         made.ready()
     return made
 

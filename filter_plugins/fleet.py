@@ -1,0 +1,94 @@
+"""What the roles ask about the inventory, and how the settings are written."""
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def address(host: Mapping[str, Any]) -> str:
+    """Where the other hosts reach one: `remails_address`, or else what Ansible reaches."""
+    return str(host.get("remails_address") or host.get("ansible_host") or host["inventory_hostname"])
+
+
+def addresses(names: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """All addresses that these hosts may speak from, each once, in order."""
+    found: dict[str, None] = {}
+    for name in names:
+        found |= dict.fromkeys([address(hostvars[name]), *hostvars[name].get("remails_more_addresses", ())])
+    return list(found)
+
+
+def of_family(networks: Iterable[str], version: int) -> list[str]:
+    """Those of the addresses and networks that are IPv4 (4) or IPv6 (6)."""
+    return [str(network) for network in networks if (":" in network) == (version == 6)]
+
+
+def bus_endpoint(ip: str) -> dict[str, str]:
+    """Where the bus of the host with this address is, for publishers and for subscribers."""
+    host = f"[{ip}]" if ":" in ip else ip
+    return {"publish": f"tcp://{host}:5561", "subscribe": f"tcp://{host}:5562"}
+
+
+def unit_credentials(unit: str) -> list[str]:
+    """The names of the credentials that a unit file loads."""
+    return re.findall(r"^LoadCredential=(\w+):", Path(unit).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def address_option(item: Mapping[str, Any]) -> list[str]:
+    """One property of an address as `remails address add` takes it."""
+    return [f"--{item['key'].replace('_', '-')}", str(item["value"])]
+
+
+def dsn_hosts(dsn: str) -> list[dict[str, Any]]:
+    """The hosts and ports that a connection string of libpq (key=value, or a URL) names, in order."""
+    if "://" in dsn:
+        places = urllib.parse.urlsplit(dsn).netloc.rpartition("@")[2].split(",")
+        pairs = [re.fullmatch(r"\[?(.*?)]?(?::(\d+))?", place) for place in places]
+        return [{"host": pair[1], "port": int(pair[2] or 5432)} for pair in pairs if pair]
+    words = dict(re.findall(r"(\w+)\s*=\s*('[^']*'|\S+)", dsn))
+    hosts = words.get("hostaddr", words.get("host", "")).strip("'").split(",")
+    ports = words.get("port", "5432").strip("'").split(",")
+    return [{"host": host, "port": int(ports[min(number, len(ports) - 1)])} for number, host in enumerate(hosts)]
+
+
+def scram_verifier(password: str) -> str:
+    """What PostgreSQL stores for a password (RFC 5803); the same each time, since its salt is made of the password too."""
+    salt = hmac.digest(password.encode(), b"remails postgresql", "sha256")[:16]
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, 4096)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    encoded = [base64.b64encode(part).decode() for part in (salt, stored, server)]
+    return f"SCRAM-SHA-256$4096:{encoded[0]}${encoded[1]}:{encoded[2]}"
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it on one line."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {toml(inner)}' for key, inner in value.items())} }}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(toml(inner) for inner in value)}]"
+    return json.dumps(value)  # of text, numbers and truth values TOML and JSON think alike
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, Any]:
+        """The filters by name."""
+        return {
+            "address": address,
+            "address_option": address_option,
+            "addresses": addresses,
+            "bus_endpoint": bus_endpoint,
+            "unit_credentials": unit_credentials,
+            "dsn_hosts": dsn_hosts,
+            "of_family": of_family,
+            "scram_verifier": scram_verifier,
+            "toml": toml,
+        }
