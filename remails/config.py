@@ -142,7 +142,7 @@ class Outbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     recipients_per_transaction: Positive = 100
     """RFC 5321 §4.5.3.1.8: every server takes so many."""
     batch: Positive = 50
-    """Most deliveries claimed by one statement."""
+    """Most deliveries claimed by one statement; no more than a tenth of `concurrency`."""
     lease: Seconds = 60.0
     """A claim lasts so long and is renewed while work goes on; after a crash others wait for its end."""
     poll_interval: Seconds = 1.0

@@ -44,6 +44,8 @@ class Bench:
     zone: StaticZone = field(default_factory=StaticZone)
     port: int = field(default_factory=free_port)
     nameserver: tuple[str, int] = ("127.0.0.1", 0)
+    ttl: int = 0
+    """Seconds for which DNS answers may be cached."""
     options: dict[str, Any] = field(default_factory=dict)
 
     @contextlib.asynccontextmanager
@@ -54,7 +56,7 @@ class Bench:
                 self.zone[f"{selector}._domainkey.{name}", "TXT"] = [record]
         self.zone["example.net", "MX"] = ["10 mx.example.net."]
         self.zone["mx.example.net", "A"] = ["127.0.0.21"]
-        server = Server(self.zone)
+        server = Server(self.zone, ttl=self.ttl)
         await server.start()
         self.nameserver = ("127.0.0.1", server.port)
         try:

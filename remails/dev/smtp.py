@@ -42,7 +42,7 @@ class Script:
     these. What a reply says, happens: 2xx to RCPT accepts, 421 closes. A 220 to STARTTLS is followed by the end of the
     connection in place of a handshake, and a 354 to DATA by our own.
 
-    `delay` is the seconds before the reply to a verb. `without` is what EHLO does not offer and nobody does: STARTTLS,
+    `delay` is the seconds before the reply to a verb, or an event that it waits for. `without` is what EHLO does not offer and nobody does: STARTTLS,
     8BITMIME, SMTPUTF8 or any other keyword; with "ESMTP" in it EHLO itself is unknown.
     """
 
@@ -53,7 +53,7 @@ class Script:
     rcpt: Reply | Callable[[str], Reply] = None
     data: Reply | Callable[[str], Reply] = None
     dot: Reply | Callable[[str], Reply] = None
-    delay: Mapping[str, float] = field(default_factory=dict)
+    delay: Mapping[str, float | asyncio.Event] = field(default_factory=dict)
     without: frozenset[str] = frozenset()
 
     def reply(self, verb: str, argument: str) -> Reply:
@@ -165,9 +165,9 @@ class Connection(smtp.SMTP):
         """What the script says to a verb, after its delay; None if nothing."""
         return await self.act(self.script.reply(verb, argument), self.script.delay.get(verb, 0))
 
-    async def act(self, reply: Reply, delay: float) -> str | bytes | None:
+    async def act(self, reply: Reply, delay: float | asyncio.Event) -> str | bytes | None:
         """Wait, and close or hang if that is the reply; otherwise hand it back."""
-        await asyncio.sleep(delay)
+        await (delay.wait() if isinstance(delay, asyncio.Event) else asyncio.sleep(delay))
         if reply is Action.CLOSE:
             self.hang_up()
         if reply is Action.HANG:
@@ -259,8 +259,8 @@ class _Receiver:
         # A server that leaves without a reply may well have the mail: that is what makes the outcome unknown.
         if reply is None or isinstance(reply, Action) or _is_positive(reply):
             accepted = await self._inbox.keep(server, envelope, reply)
-        delay = server.script.delay.get("dot", 0) + self._inbox.patience(recipients)
-        return await server.act(reply, delay) or accepted
+        await asyncio.sleep(self._inbox.patience(recipients))
+        return await server.act(reply, server.script.delay.get("dot", 0)) or accepted
 
 
 def _is_positive(reply: str | bytes) -> bool:

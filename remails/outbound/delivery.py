@@ -41,6 +41,7 @@ _KIND = {
     Outcome.FAILED: ("failed", "failed"),
     Outcome.AMBIGUOUS: ("reattempt", "ambiguous"),
 }
+_SMALL = 64 * 1024  # bytes; larger messages are loaded only when it is their turn
 
 
 class Signer(Protocol):
@@ -111,15 +112,18 @@ class Courier:
 
     async def deliver(self, claims: Sequence[Claim]) -> None:
         """Deliver one message to those of its recipients that are claimed."""
-        now = datetime.now(UTC)
         groups: defaultdict[tuple[str, str], list[Claim]] = defaultdict(list)
-        for claim in claims:
-            if claim.expires_at <= now:
-                await self._expire(claim)
-            else:
-                groups[claim.source, claim.domain].append(claim)
+        for claim in await self._in_time(claims):
+            groups[claim.source, claim.domain].append(claim)
         message = _Message(claims[0], self._load, self._signer)
         await asyncio.gather(*(self._offer(group, message) for group in groups.values()))
+
+    async def _in_time(self, claims: Sequence[Claim]) -> Sequence[Claim]:
+        """Those that may still be tried; the others have failed."""
+        now = datetime.now(UTC)
+        late = [claim for claim in claims if claim.expires_at <= now]
+        await asyncio.gather(*map(self._expire, late))
+        return [claim for claim in claims if claim.expires_at > now] if late else claims
 
     async def _offer(self, claims: Sequence[Claim], message: _Message) -> None:
         """One destination: all recipients of a domain, from one address."""
@@ -135,36 +139,40 @@ class Courier:
             return
         key = holding.ip, tuple(sorted({target.host for target in targets}))
         destination = self._destinations.get(key)
+        organization_id = claims[0].organization_id
         try:
-            async with destination.slot(claims[0].organization_id):
-                await self._deliver_to(destination, claims, targets, holding, message)
+            with destination.admitted(claims):
+                if claims[0].size <= _SMALL:
+                    await message.wire()  # made ready before the slot is taken, so that slots are for talking only
+                async with destination.slot(organization_id):
+                    claims = await self._in_time(claims)  # the line may have been long
+                    tries = await self._talk(destination, claims, targets, holding, message) if claims else {}
+                await asyncio.gather(*(self._conclude(claim, tries[claim.recipient]) for claim in claims))
         except Busy as busy:
             log.info("not now", message=claims[0].message_id, domain=claims[0].domain, reason=busy)
-            await self._release(claims, busy.delay * self._jitter.uniform(1.0, 1.5), str(busy))
+            await self._release(claims, busy.delay * self._jitter.uniform(1.0, 1.2), str(busy))
+        except transport.SourceMissing as missing:
+            log.error("source address is not on this host, put back", reason=missing, message=claims[0].message_id)
+            await self._release(claims, 5 * self._settings.poll_interval, None)
 
-    async def _deliver_to(
+    async def _talk(
         self,
         destination: Destination,
         claims: Sequence[Claim],
         targets: Sequence[Target],
         holding: Holding,
         message: _Message,
-    ) -> None:
+    ) -> dict[str, Try]:
+        """Offer the message, and let the destination's window follow what came of it."""
         wire = await message.wire()
         if isinstance(wire, Reply):
-            await self._conclude_all(claims, wire)
-            return
+            return dict.fromkeys((claim.recipient for claim in claims), Try(wire))
         begun_at = time.monotonic()
-        try:
-            tries = await self._walk(destination, claims, targets, holding, wire)
-        except transport.SourceMissing as missing:
-            log.error("source address is not on this host, put back", reason=missing, message=claims[0].message_id)
-            await self._release(claims, 5 * self._settings.poll_interval, None)
-            return
+        tries = await self._walk(destination, claims, targets, holding, wire)
         answers = [tried.answer for tried in tries.values()]
         decisive = next((answer for answer in answers if retry.decide(answer).throttles), answers[0])
         destination.heed(decisive, begun_at, throttles=retry.decide(decisive).throttles)
-        await asyncio.gather(*(self._conclude(claim, tries[claim.recipient]) for claim in claims))
+        return tries
 
     async def _walk(
         self,

@@ -7,35 +7,39 @@ trouble there takes no slot from any other. Each has
     a line        for each organization that waits for it, served in turn
     kept sessions, used again by the next message; the reaper closes them after `keep_connection` seconds
 
-What would wait for long, or finds the destination at rest, is told when to come back (`Busy`) and gives its claims back: work for a
-slow destination does not pile up in a process that could do other work.
+What is in hand for a destination is bounded: a few deliveries for each connection of its window, and never more than what the process
+has left for all others, so that any number of slow destinations leave room (the rule of shared memory in switches: dynamic
+thresholds). Of that, an organization may have as much as it leaves to the others. Who has half of his part is `crowded`, and
+`closed` names the mail that must not be claimed for him: it stays in the database, due, until `Room.on_room` says that there is room
+again. One more batch may have been claimed before that was known; what comes beyond it, for domains not known to lead here, is
+sent away.
 """
 
 import asyncio
 import contextlib
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 
 from remails.config import Outbound
 from remails.mail.feedback import Window
 from remails.mail.reply import Reply
 from remails.outbound import transport
+from remails.outbound.room import Room
 from remails.outbound.transport import Envelope, Gone, Place, Session
 from remails.store.ids import OrganizationId
+from remails.store.queue import Claim, Closed
 
 Key = tuple[str, tuple[str, ...]]
 """The source address and the names of the MX hosts."""
 
-_LINE = 4  # may always wait for each connection of the window
-_PATIENCE = 2.0  # seconds; who would wait longer is sent away
-_LONGEST_WAIT = 600.0
-_UNKNOWN_PACE = 0.1  # seconds for a message, until one has been seen
+_FOR_EACH_CONNECTION = 8  # deliveries in hand, so that a connection need not wait for the database
+_REMEMBERED = 1000  # domains and organizations of one destination
 _FORGET = 900.0  # seconds without use, longer than any rest
 
 
 class Busy(Exception):
-    """Not now: the destination rests or its line is full. `delay`: seconds until it is worth another look."""
+    """Not now: the destination rests or there is no room for more. `delay`: seconds until it is worth another look."""
 
     def __init__(self, why: str, delay: float) -> None:
         super().__init__(why)
@@ -45,70 +49,103 @@ class Busy(Exception):
 class Destination:
     """One destination."""
 
-    def __init__(self, settings: Outbound, leave: Callable[[Coroutine[None, None, None]], None]) -> None:
-        self._settings, self._leave = settings, leave
+    def __init__(self, everywhere: "Destinations", settings: Outbound, source: str, room: Room) -> None:
+        self._everywhere, self._settings, self._source, self._room = everywhere, settings, source, room
         self.window = Window(settings.connections_per_destination)
         self.used_at = time.monotonic()
         self._active = 0
-        self._pace = _UNKNOWN_PACE
-        self._is_known = False
-        self._sent_away = 0
+        self._in_hand: Counter[OrganizationId] = Counter()
+        self._senders: dict[tuple[str, OrganizationId], None] = {}
+        """Domains it stands for, and who sends there; of late."""
         self._lines: dict[OrganizationId, deque[asyncio.Future[None]]] = {}
         self._kept: list[Session] = []
         self._last = ""
-        self._stopping = False
 
     @property
     def is_idle(self) -> bool:
         """Whether nobody uses it or waits for it."""
-        return not (self._active or self._lines or self._kept)
+        return not (self._in_hand or self._kept)
+
+    @contextlib.contextmanager
+    def admitted(self, claims: Sequence[Claim]) -> Iterator[None]:
+        """Have these, of one organization to one domain, in hand.
+
+        Raises:
+            Busy: come back later.
+        """
+        self.used_at = time.monotonic()
+        self._room.placed(claims)
+        deliveries, organization_id = len(claims), claims[0].organization_id
+        sender = claims[0].domain, organization_id
+        self._senders.pop(sender, None)
+        self._senders[sender] = None
+        if len(self._senders) > _REMEMBERED:
+            del self._senders[next(iter(self._senders))]
+        self._refuse_when_at_rest()
+        if self._in_hand[organization_id] >= self._most(organization_id) + self._room.batch:
+            self._everywhere.crowded(self)
+            raise Busy("others wait for the same destination", self._settings.poll_interval)
+        self._in_hand[organization_id] += deliveries
+        if self._is_crowded(organization_id):
+            self._everywhere.crowded(self)
+        try:
+            yield
+        finally:
+            was_crowded = self._is_crowded(organization_id)
+            self._in_hand[organization_id] -= deliveries
+            if not self._in_hand[organization_id]:
+                del self._in_hand[organization_id]
+            if was_crowded and not self._is_crowded(organization_id):
+                self._room.on_room()
 
     @contextlib.asynccontextmanager
     async def slot(self, organization_id: OrganizationId) -> AsyncIterator[None]:
         """The right to one connection; organizations that wait get theirs in turn.
 
         Raises:
-            Busy: come back later.
+            Busy: it was told to rest meanwhile, or the service stops.
         """
-        self.used_at = time.monotonic()
-        self._refuse_when_busy()
+        if self._everywhere.is_stopping:
+            raise Busy("the service stops", 0)
         if self._active < self.window.limit and not self._lines:
             self._active += 1
         else:
             await self._stand_in_line(organization_id)
-        begun_at = time.monotonic()
         try:
-            self._refuse_when_resting()
+            self._refuse_when_at_rest()
             yield
-            self._is_known = True
-            self._pace += 0.2 * (time.monotonic() - begun_at - self._pace)
         finally:
-            self._sent_away = max(0, self._sent_away - 1)
             self._active -= 1
             self._serve()
 
+    def closed(self) -> list[Closed]:
+        """Mail that is not to be claimed now."""
+        rests = self.window.rest(time.monotonic()) > 0
+        return [
+            Closed(self._source, domain, organization_id)
+            for domain, organization_id in self._senders
+            if rests or self._is_crowded(organization_id)
+        ]
+
     def stop(self) -> None:
-        """Send away who waits and who comes: what was not begun is given back."""
-        self._stopping = True
+        """Send away who waits: what was not begun is given back."""
         for line in self._lines.values():
             for turn in line:
                 if not turn.done():
                     turn.set_exception(Busy("the service stops", 0))
         self._lines.clear()
 
-    def _refuse_when_busy(self) -> None:
-        if self._stopping:
-            raise Busy("the service stops", 0)
-        self._refuse_when_resting()
-        waiting = sum(len(line) for line in self._lines.values())
-        # Those sent away stand in the line too, as far as it matters: each is told to come when its turn would be.
-        wait = (waiting + self._sent_away) * self._pace / self.window.limit
-        if waiting >= _LINE * self.window.limit and (not self._is_known or wait > _PATIENCE):
-            self._sent_away += 1
-            raise Busy("the destination is slow, others wait for it too", min(wait, _LONGEST_WAIT))
+    def _most(self, organization_id: OrganizationId) -> int:
+        """How much that organization may have in hand here: as much as it leaves to others, of what the destination may have."""
+        most = min(_FOR_EACH_CONNECTION * self.window.limit, self._room.free)
+        return max(1, (most - self._in_hand.total() + self._in_hand[organization_id]) // 2)
 
-    def _refuse_when_resting(self) -> None:
+    def _is_crowded(self, organization_id: OrganizationId) -> bool:
+        return 2 * self._in_hand[organization_id] > self._most(organization_id)
+
+    def _refuse_when_at_rest(self) -> None:
         if (rest := self.window.rest(time.monotonic())) > 0:
+            self._everywhere.crowded(self)
             raise Busy(f"not tried now, the destination did not take more: {self._last}", rest)
 
     async def _stand_in_line(self, organization_id: OrganizationId) -> None:
@@ -171,7 +208,7 @@ class Destination:
             session.idle_since = time.monotonic()
             self._kept.append(session)
         else:
-            self._leave(session.close())
+            self._everywhere.leave(session.close())
         return replies, session
 
     def _take(self, place: Place) -> Session | None:
@@ -185,36 +222,49 @@ class Destination:
 
     def _make_room(self) -> None:
         while self._kept and self._active + len(self._kept) > self.window.limit:
-            self._leave(self._kept.pop(0).close())
+            self._everywhere.leave(self._kept.pop(0).close())
 
     def reap(self, before: float) -> None:
         """Close what was kept since before then (monotonic)."""
         old = [session for session in self._kept if session.idle_since <= before]
         self._kept = [session for session in self._kept if session.idle_since > before]
         for session in old:
-            self._leave(session.close())
+            self._everywhere.leave(session.close())
 
 
 class Destinations:
     """All destinations of this process."""
 
-    def __init__(self, settings: Outbound) -> None:
-        self._settings = settings
+    def __init__(self, settings: Outbound, room: Room) -> None:
+        self._settings, self._room = settings, room
         self._by_key: dict[Key, Destination] = {}
+        self._crowded: dict[Destination, None] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self.is_stopping = False
 
     def get(self, key: Key) -> Destination:
         """The destination of that key."""
         if key not in self._by_key:
-            self._by_key[key] = Destination(self._settings, self._leave)
-            if self._stopping:
-                self._by_key[key].stop()
+            self._by_key[key] = Destination(self, self._settings, key[0], self._room)
         return self._by_key[key]
+
+    def crowded(self, destination: Destination) -> None:
+        """This one has no room for somebody, or rests."""
+        self._crowded[destination] = None
+
+    def closed(self) -> list[Closed]:
+        """What is not to be claimed now."""
+        closed = []
+        for destination in list(self._crowded):
+            found = destination.closed()
+            closed += found
+            if not found:
+                del self._crowded[destination]
+        return closed
 
     def stop(self) -> None:
         """Begin nothing new."""
-        self._stopping = True
+        self.is_stopping = True
         for destination in self._by_key.values():
             destination.stop()
 
@@ -233,7 +283,7 @@ class Destinations:
         if self._leaving:
             await asyncio.wait(self._leaving)
 
-    def _leave(self, goodbye: Coroutine[None, None, None]) -> None:
+    def leave(self, goodbye: Coroutine[None, None, None]) -> None:
         """Say QUIT without holding anyone up."""
         task = asyncio.create_task(goodbye)
         self._leaving.add(task)

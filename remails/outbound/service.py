@@ -35,6 +35,7 @@ from remails.logs import Log
 from remails.outbound.delivery import Courier
 from remails.outbound.destinations import Destinations
 from remails.outbound.holdings import Holdings
+from remails.outbound.room import Room
 from remails.outbound.route import Router
 from remails.outbound.signing import Signing
 from remails.store import addresses, queue, server, suppressions
@@ -46,6 +47,7 @@ log = Log("remails.outbound")
 
 _MOST_NOTED = 10_000  # beyond that the poll finds them
 _LATE = 10.0  # seconds without a turn of a loop that takes one every second
+_MOST_ASKED = 10  # noted messages asked for at once, for each that may be claimed: some may be of a closed destination
 
 
 class Outbound:
@@ -59,12 +61,12 @@ class Outbound:
         self._wake = asyncio.Event()
         self._backlog = True
         self._looked_at = self._claimed_at = float("-inf")
-        self._claimed: dict[int, Claim] = {}
+        self._room = Room(settings.outbound.concurrency, settings.outbound.batch, self._on_room)
         self._tasks: set[asyncio.Task[None]] = set()
         self._bodies: Coalescer[Claim, bytes | None] = Coalescer(
             self._load, most=settings.outbound.batch, weight=lambda claim: claim.size
         )
-        self._destinations = Destinations(settings.outbound)
+        self._destinations = Destinations(settings.outbound, self._room)
         self._results: Coalescer[tuple[Claim, Result, bool], None] = Coalescer(self._record)
         router = Router(resolver.asynchronous(settings.dns), allow_private=settings.outbound.allow_private_destinations)
         self._courier = Courier(
@@ -135,7 +137,7 @@ class Outbound:
         if self._host_id is None:
             return "this host is not registered, see remails-ipagent"
         held = len(self._holdings.usable())
-        return f"delivering from {held} address{'' if held == 1 else 'es'}, {len(self._claimed)} deliveries in hand"
+        return f"delivering from {held} address{'' if held == 1 else 'es'}, {len(self._room.held)} deliveries in hand"
 
     async def _listen(self, stop: asyncio.Event, subscriber: client.Subscriber) -> None:
         notes = aiter(subscriber)
@@ -182,30 +184,44 @@ class Outbound:
     async def _claim_once(self) -> bool:
         """One round; true when there may be more to do at once."""
         outbound = self._settings.outbound
-        room = min(outbound.concurrency - len(self._claimed), outbound.batch)
+        limit = self._room.next
         sources = self._holdings.usable()
-        if self._host_id is None or not sources or room <= 0 or not (self._noted or self._backlog):
+        if self._host_id is None or not sources or limit <= 0 or not (self._noted or self._backlog):
             return False
-        if self._noted:
-            ids = list(islice(self._noted, room))
-            for id_ in ids:
-                del self._noted[id_]
-            try:
-                claims = await self._db.call(queue.claim_messages, self._host_id, sources, ids, lease=outbound.lease)
-            except Unavailable:
-                self._backlog = True
-                raise
-        else:
-            self._backlog = False
-            claims = await self._db.call(queue.claim_due, self._host_id, sources, lease=outbound.lease, limit=room)
-            self._backlog = self._backlog or len(claims) == room
+        but = self._room.but(self._destinations.closed())
+        ids = list(islice(self._noted, _MOST_ASKED * limit))
+        for id_ in ids:
+            del self._noted[id_]
+        self._backlog = self._backlog and bool(ids)
+        try:
+            if ids:
+                claims = await self._db.call(
+                    queue.claim_messages, self._host_id, sources, ids, lease=outbound.lease, limit=limit, but=but
+                )
+            else:
+                claims = await self._db.call(
+                    queue.claim_due, self._host_id, sources, lease=outbound.lease, limit=limit, but=but
+                )
+        except Unavailable:
+            self._backlog = True
+            raise
+        # What was noted and not claimed, for want of room or of time, is found by asking for all that is due.
+        self._backlog = self._backlog or len(claims) == limit or (bool(ids) and but.any)
         self._start(claims)
         return bool(self._noted or self._backlog)
 
+    def _on_room(self) -> None:
+        self._backlog = True
+        self._wake.set()
+
+    def _drop(self, claims: Sequence[Claim]) -> None:
+        self._room.drop(claims)
+        self._wake.set()
+
     def _start(self, claims: Sequence[Claim]) -> None:
         by_message: defaultdict[MessageId, list[Claim]] = defaultdict(list)
+        self._room.take(claims)
         for claim in claims:
-            self._claimed[claim.id] = claim
             by_message[claim.message_id].append(claim)
         for group in by_message.values():
             task = asyncio.create_task(self._deliver(group))
@@ -221,9 +237,7 @@ class Outbound:
             # A fault of ours: the lease runs out and the delivery comes due again.
             log.exception("delivery failed by a fault of ours", message=claims[0].message_id)
         finally:
-            for claim in claims:
-                self._claimed.pop(claim.id, None)
-            self._wake.set()
+            self._drop(claims)
 
     async def _load(self, claims: Sequence[Claim]) -> list[bytes | None]:
         found = await self._db.call(queue.bodies, [claim.message_id for claim in claims])
@@ -231,20 +245,18 @@ class Outbound:
 
     async def _record(self, batch: Sequence[tuple[Claim, Result, bool]]) -> list[None]:
         await self._db.call(_record, batch)
+        self._drop([claim for claim, _, _ in batch])
         for claim, result, _ in batch:
-            self._claimed.pop(claim.id, None)
             self._publisher.publish(events.Attempted(claim.organization_id, claim.message_id, claim.id, result.status))
         return [None] * len(batch)
 
     async def _release(self, claims: Sequence[Claim], delay: float, why: str | None) -> None:
-        for claim in claims:
-            self._claimed.pop(claim.id, None)  # its lease must not be renewed any more
+        self._drop(claims)  # their leases must not be renewed any more
         await self._db.call(queue.release, [(claim.id, claim.claim_epoch) for claim in claims], delay, why)
 
     async def _renew(self) -> None:
-        if self._claimed:
-            claims = [(claim.id, claim.claim_epoch) for claim in self._claimed.values()]
-            await self._db.call(queue.renew, claims, self._settings.outbound.lease)
+        if held := self._room.held:
+            await self._db.call(queue.renew, held, self._settings.outbound.lease)
 
     async def _drain(self) -> None:
         """Finish what is under way; leases are renewed meanwhile."""

@@ -11,6 +11,7 @@ Claims take lists of addresses or messages and results go in by the list: no wor
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
+from typing import LiteralString
 from uuid import UUID
 
 from psycopg.rows import class_row, scalar_row
@@ -87,46 +88,108 @@ RETURNING d.id, d.message_id, d.organization_id, m.project_id, m.domain_id, d.re
 """
 
 
-def claim_due(conn: Connection, host_id: HostId, sources: Sequence[str], *, lease: float, limit: int) -> list[Claim]:
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What an organization sends from an address to a domain: not now."""
+
+    source: str
+    domain: str
+    organization_id: OrganizationId
+
+
+@dataclass(frozen=True, slots=True)
+class But:
+    """What is left out of a claim, due as it may be: there is no room for it where it goes, or its sender has enough in hand."""
+
+    closed: Sequence[Closed] = ()
+    organizations: Sequence[OrganizationId] = ()
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is left out."""
+        return bool(self.closed or self.organizations)
+
+
+_NOTHING = But()
+
+_OPEN = """
+    d.status IN ('accepted', 'reattempt') AND d.next_attempt_at <= clock_timestamp()
+    AND d.organization_id <> ALL(%(organizations)s::uuid[])
+    AND (%(is_open)s OR (d.domain || ' ' || host(d.source) || ' ' || d.organization_id) <> ALL(%(closed)s::text[]))
+"""
+
+_DUE = (
+    """
+WITH due AS MATERIALIZED (
+    SELECT waiting.id
+    FROM unnest(%(sources)s::inet[]) AS mine (ip)
+    CROSS JOIN LATERAL (
+        SELECT d.id FROM deliveries d WHERE d.source = mine.ip AND """
+    + _OPEN
+    + """
+        ORDER BY d.next_attempt_at LIMIT %(limit)s
+        FOR UPDATE SKIP LOCKED) AS waiting
+    LIMIT %(limit)s)
+"""
+)
+
+_DUE_OF = (
+    """
+WITH due AS MATERIALIZED (
+    SELECT d.id FROM deliveries d
+    WHERE d.message_id = ANY(%(message_ids)s) AND d.source = ANY(%(sources)s::inet[]) AND """
+    + _OPEN
+    + """
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED)
+"""
+)
+
+
+def claim_due(
+    conn: Connection, host_id: HostId, sources: Sequence[str], *, lease: float, limit: int, but: But = _NOTHING
+) -> list[Claim]:
     """Claim up to `limit` deliveries that are due from these addresses, longest waiting first for each address."""
-    with conn.cursor(row_factory=class_row(Claim)) as cursor:
-        return cursor.execute(
-            """
-            WITH due AS MATERIALIZED (
-                SELECT waiting.id
-                FROM unnest(%(sources)s::inet[]) AS mine (ip)
-                CROSS JOIN LATERAL (
-                    SELECT d.id FROM deliveries d
-                    WHERE d.source = mine.ip AND d.status IN ('accepted', 'reattempt')
-                        AND d.next_attempt_at <= clock_timestamp()
-                    ORDER BY d.next_attempt_at LIMIT %(limit)s
-                    FOR UPDATE SKIP LOCKED) AS waiting
-                LIMIT %(limit)s)
-            """
-            + _CLAIM,
-            {"sources": list(sources), "host_id": host_id, "lease": timedelta(seconds=lease), "limit": limit},
-        ).fetchall()
+    return _claim(conn, _DUE, host_id, sources, lease=lease, limit=limit, but=but, message_ids=())
 
 
 def claim_messages(
-    conn: Connection, host_id: HostId, sources: Sequence[str], message_ids: Sequence[MessageId], *, lease: float
+    conn: Connection,
+    host_id: HostId,
+    sources: Sequence[str],
+    message_ids: Sequence[MessageId],
+    *,
+    lease: float,
+    limit: int | None = None,
+    but: But = _NOTHING,
 ) -> list[Claim]:
     """Claim what is due of these messages from these addresses: the answer to a note, ahead of any backlog."""
+    return _claim(conn, _DUE_OF, host_id, sources, lease=lease, limit=limit, but=but, message_ids=message_ids)
+
+
+def _claim(
+    conn: Connection,
+    due: LiteralString,
+    host_id: HostId,
+    sources: Sequence[str],
+    *,
+    lease: float,
+    limit: int | None,
+    but: But,
+    message_ids: Sequence[MessageId],
+) -> list[Claim]:
     with conn.cursor(row_factory=class_row(Claim)) as cursor:
         return cursor.execute(
-            """
-            WITH due AS MATERIALIZED (
-                SELECT d.id FROM deliveries d
-                WHERE d.message_id = ANY(%(message_ids)s) AND d.source = ANY(%(sources)s::inet[])
-                    AND d.status IN ('accepted', 'reattempt') AND d.next_attempt_at <= clock_timestamp()
-                FOR UPDATE SKIP LOCKED)
-            """
-            + _CLAIM,
+            due + _CLAIM,
             {
-                "message_ids": list(message_ids),
                 "sources": list(sources),
                 "host_id": host_id,
                 "lease": timedelta(seconds=lease),
+                "limit": limit,
+                "message_ids": list(message_ids),
+                "organizations": list(but.organizations),
+                "is_open": not but.closed,
+                "closed": [f"{one.domain} {one.source} {one.organization_id}" for one in but.closed],
             },
         ).fetchall()
 

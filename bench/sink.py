@@ -1,0 +1,139 @@
+"""A bare SMTP server that accepts everything and keeps nothing but counts, in a process of its own.
+
+It answers as fast as Python can, or `delay` seconds later for each write of the client, which stands for a round trip. With
+`limit` it lets in only so many connections at a time and sends the others away with 421, as large providers do.
+"""
+
+import asyncio
+import multiprocessing
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+_OFFERS = b"250-sink\r\n250-8BITMIME\r\n250-SIZE 50000000\r\n250 PIPELINING\r\n"
+_ID = re.compile(rb"(?im)^Subject: (\S+)")
+
+
+class _Client(asyncio.Protocol):
+    def __init__(self, sink: "_Sink") -> None:
+        self._sink, self._buffer, self._in_data, self._recipients = sink, b"", False, 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._sink.connections += 1
+        self._sink.open += 1
+        if self._sink.limit() and self._sink.open > self._sink.limit():
+            self._sink.refused += 1
+            self._later(b"421 4.7.0 too many connections\r\n", close=True)
+        else:
+            self._later(b"220 sink ESMTP\r\n")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._sink.open -= 1
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        replies = b""
+        while True:
+            if self._in_data:
+                body, found, rest = self._buffer.partition(b"\r\n.\r\n")
+                if not found:
+                    break
+                self._buffer, self._in_data = rest, False
+                subject = _ID.search(body)
+                self._sink.mails[subject[1].decode() if subject else "?"] += self._recipients
+                replies += b"250 2.0.0 Ok\r\n"
+                continue
+            line, found, rest = self._buffer.partition(b"\r\n")
+            if not found:
+                break
+            self._buffer = rest
+            replies += self._answer(line[:4].upper())
+        if replies:
+            self._later(replies)
+
+    def _answer(self, verb: bytes) -> bytes:
+        if verb == b"EHLO":
+            return _OFFERS
+        if verb == b"DATA":
+            self._in_data = True
+            return b"354 go on\r\n"
+        if verb == b"MAIL":
+            self._recipients = 0
+        if verb == b"RCPT":
+            self._recipients += 1
+        return b"221 2.0.0 Bye\r\n" if verb == b"QUIT" else b"250 2.0.0 Ok\r\n"
+
+    def _later(self, data: bytes, *, close: bool = False) -> None:
+        def send() -> None:
+            self._transport.write(data)
+            if close:
+                self._transport.close()
+
+        if self._sink.delay:
+            asyncio.get_running_loop().call_later(self._sink.delay, send)
+        else:
+            send()
+
+
+class _Sink:
+    def __init__(self, delay: float, limits: list[tuple[float, int]]) -> None:
+        self.delay, self._limits = delay, limits
+        self.connections = self.refused = self.open = 0
+        self.mails: Counter[str] = Counter()
+        self.started = 0.0
+
+    def limit(self) -> int:
+        """The limit that holds now: the last one whose time has come."""
+        passed = asyncio.get_running_loop().time() - self.started
+        return next((limit for at, limit in reversed(self._limits) if at <= passed), 0)
+
+    async def serve(self, ip: str, port: int, pipe: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        self.started = loop.time()
+        server = await loop.create_server(lambda: _Client(self), ip, port, backlog=1000)
+        pipe.send("ready")
+        while True:
+            await loop.run_in_executor(None, pipe.poll, None)
+            if pipe.recv() == "end":
+                break
+            pipe.send(
+                {"connections": self.connections, "refused": self.refused, "open": self.open, "mails": self.mails}
+            )
+        server.close()
+
+
+def _main(ip: str, port: int, delay: float, limits: list[tuple[float, int]], pipe: Connection) -> None:
+    asyncio.run(_Sink(delay, limits).serve(ip, port, pipe))
+
+
+class Sink:
+    """The handle of a sink that runs."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def counts(self) -> dict[str, Any]:
+        """`connections`, `refused`, `open`, and `mails`: how many copies of each subject came."""
+        self._pipe.send("counts")
+        counts: dict[str, Any] = self._pipe.recv()
+        return counts
+
+
+@contextmanager
+def running(ip: str, port: int, *, delay: float = 0.0, limits: list[tuple[float, int]] | None = None) -> Iterator[Sink]:
+    """A sink, until the block ends. `limits`: from so many seconds on, so many connections at a time (0: any)."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_main, args=(ip, port, delay, limits or [], theirs))
+    process.start()
+    ours.recv()
+    try:
+        yield Sink(ours)
+    finally:
+        ours.send("end")
+        process.join(10)
+        process.kill()

@@ -1,0 +1,136 @@
+"""Many mails at once: what one destination or organization has in hand, and what it leaves to others."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import seed
+from workbench import Bench
+
+from remails.dev.smtp import Script
+from remails.vault import Pepper
+
+
+def run(coroutine: object) -> None:
+    asyncio.run(coroutine)  # type: ignore[arg-type]
+
+
+def count(bench: Bench, condition: str) -> Callable[[], int]:
+    """How many deliveries are so."""
+
+    def ask() -> int:
+        row = bench.db.run(lambda conn: conn.execute(f"SELECT count(*) FROM deliveries WHERE {condition}").fetchone())  # type: ignore[arg-type, call-overload]
+        return int(row[0])
+
+    return ask
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def test_a_burst_to_one_destination_keeps_its_connections_busy(bench: Bench) -> None:
+    """The server needs 50 ms for each mail and may have ten connections: a second for 200 mails, and half of one to get there."""
+
+    async def main() -> None:
+        bench.options["connections_per_destination"] = 10
+        async with bench.dns(), bench.serve(script=Script(delay={"dot": 0.05})) as mx:
+            for number in range(200):
+                await bench.submit(f"r{number}@example.net")
+            started = time.monotonic()
+            async with bench.work():
+                records = await mx.wait(200, timeout=60)
+                assert time.monotonic() - started < 8
+                await until(lambda: count(bench, "status <> 'delivered'")() == 0)
+            assert len({record.peer_port for record in records}) == 10
+            row = bench.db.run(
+                lambda conn: conn.execute("SELECT sum(claim_epoch - attempts) FROM deliveries").fetchone()
+            )
+            assert row[0] < 100  # few were claimed in vain
+
+    run(main())
+
+
+def test_tarpits_take_no_slot_from_others(bench: Bench) -> None:
+    """Case O31: three servers that take their time, each with more to do than the process may have in hand, beside a fast one."""
+
+    async def main() -> None:
+        bench.options["concurrency"] = 60
+        patience = asyncio.Event()
+        async with bench.dns(), AsyncExitStack() as stack:
+            tarpits = []
+            for number in (22, 23, 24):
+                bench.zone[f"slow{number}.example", "MX"] = [f"10 mx.slow{number}.example."]
+                bench.zone[f"mx.slow{number}.example", "A"] = [f"127.0.0.{number}"]
+                server = bench.serve(f"127.0.0.{number}", script=Script(delay={"banner": patience}))
+                tarpits.append(await stack.enter_async_context(server))
+            fast = await stack.enter_async_context(bench.serve())
+            for number in range(70):
+                for tarpit in (22, 23, 24):
+                    await bench.submit(f"s{number}@slow{tarpit}.example")
+            for number in range(50):
+                await bench.submit(f"f{number}@example.net")
+            async with bench.work():
+                await fast.wait(50)
+                assert not any(tarpit.records for tarpit in tarpits)
+                await until(lambda: count(bench, "status = 'delivered'")() == 50)
+                assert 0 < count(bench, "claimed_by IS NOT NULL")() < 60
+                patience.set()
+                for tarpit in tarpits:
+                    records = await tarpit.wait(70)
+                    assert len({record.rcpt_tos[0] for record in records}) == 70
+
+    run(main())
+
+
+def test_an_organization_leaves_room_to_others_at_a_slow_destination(bench: Bench, pepper: Pepper) -> None:
+    """A hundred mails of one organization wait there; one of another that comes last is not the last to be delivered."""
+
+    async def main() -> None:
+        other = seed.tenant(bench.db, bench.vault, pepper, name="other")
+        bench.options |= {"connections_per_destination": 1, "messages_per_connection": 1}
+        async with bench.dns(), bench.serve(script=Script(delay={"dot": 0.05})) as mx:
+            for number in range(60):
+                await bench.submit(f"r{number}@example.net")
+            async with bench.work():
+                await mx.wait(5)
+                bench.tenant = other
+                await bench.submit("late@example.net")
+                async with asyncio.timeout(30):
+                    while not any(record.rcpt_tos == ["late@example.net"] for record in mx.records):
+                        await asyncio.sleep(0.02)
+                assert len(mx.records) < 40
+                await mx.wait(61)
+
+    run(main())
+
+
+def test_an_organization_leaves_room_to_others_in_the_process(bench: Bench, pepper: Pepper) -> None:
+    """It writes to more slow domains than the process may have deliveries in hand."""
+
+    async def main() -> None:
+        other = seed.tenant(bench.db, bench.vault, pepper, name="other")
+        bench.options["concurrency"] = 20
+        patience = asyncio.Event()
+        async with (
+            bench.dns(),
+            bench.serve() as mx,
+            bench.serve("127.0.0.22", Script(delay={"banner": patience})) as slow,
+        ):
+            for number in range(40):
+                bench.zone[f"d{number}.example", "MX"] = [f"10 mx{number}.slow.example."]
+                bench.zone[f"mx{number}.slow.example", "A"] = ["127.0.0.22"]
+                await bench.submit(f"r@d{number}.example")
+            async with bench.work():
+                await until(lambda: count(bench, "claimed_by IS NOT NULL")() >= 10)
+                bench.tenant = other
+                await bench.submit("late@example.net")
+                await mx.wait(1)
+                assert slow.records == []
+                patience.set()
+                await slow.wait(40)
+
+    run(main())
