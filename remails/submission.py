@@ -300,7 +300,7 @@ def _new_message(
     settings: Mail,
     now: datetime,
     pools: dict[PoolId, list[addresses.Candidate]],
-    suppressed: set[tuple[OrganizationId, str]],
+    suppressed: dict[tuple[OrganizationId, str], str],
 ) -> messages.NewMessage:
     given, prepared, sender = mail.given, mail.prepared, mail.given.sender
     assert mail.domain is not None
@@ -310,10 +310,17 @@ def _new_message(
     candidates = pools.get(mail.pool_id, [])
 
     def delivery(recipient: address.Address) -> messages.NewDelivery:
-        status = "suppressed" if (sender.organization_id, recipient.key) in suppressed else waiting
         # The same project reaches the same domain from the same address: greylisting and reputation want it so.
         source = addresses.choose(candidates, addresses.key(sender.project_id, recipient.domain))
-        return messages.NewDelivery(str(recipient), recipient.domain, status, source)
+        reason = suppressed.get((sender.organization_id, recipient.key))
+        if reason is not None:
+            cause = (
+                f"The address is on the suppression list: {reason}"
+                if reason
+                else "The address is on the suppression list."
+            )
+            return messages.NewDelivery(str(recipient), recipient.domain, "suppressed", source, cause)
+        return messages.NewDelivery(str(recipient), recipient.domain, waiting, source)
 
     return messages.NewMessage(
         id=given.id,

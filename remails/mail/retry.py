@@ -4,7 +4,8 @@
 
 The first digit of the basic code decides (RFC 5321 §4.2.1); an enhanced code only refines it (RFC 3463). A 5yz once the mail is
 under discussion ends it for its recipient: no other MX, no other TLS level. A 5yz before that speaks of us. When to try
-again is `backoff`'s affair; `wait_asked` reads what the remote server asked for.
+again is `backoff`'s affair; `wait_asked` reads what the remote server asked for. What a refusal for good is about, and whether the
+address is to blame, is told by `bounce`.
 """
 
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
+from remails.mail import bounce
 from remails.mail.reply import Phase, Reply
 
 
@@ -34,8 +36,6 @@ class Decision:
     """Another MX may do better: it is this host that has a problem (RFC 5321 §5.1)."""
     throttles: bool
     """The destination is overloaded, away, or wants less of us: fewer connections for a while."""
-    blames_address: bool
-    """The address itself is bad, and should be suppressed."""
     cause: str
     """Why, for people, as a sentence."""
 
@@ -52,9 +52,9 @@ class Rule:
     text: re.Pattern[str] | None
     outcome: Outcome
     cause: str
+    """Empty: `bounce` knows."""
     next_host: bool = False
     throttles: bool = False
-    blames_address: bool = False
 
     def fits(self, reply: Reply) -> bool:
         """Whether this row speaks of such a reply."""
@@ -75,7 +75,7 @@ def _listed(enhanced: str | None, patterns: tuple[str, ...]) -> bool:
 def decide(reply: Reply) -> Decision:
     """What a reply means."""
     rule = next(rule for rule in TABLE if rule.fits(reply))
-    return Decision(rule.outcome, rule.next_host, rule.throttles, rule.blames_address, rule.cause)
+    return Decision(rule.outcome, rule.next_host, rule.throttles, rule.cause or bounce.classify(reply).cause)
 
 
 _ASKED = re.compile(
@@ -105,18 +105,9 @@ _RCPT, _BODY = frozenset({Phase.RCPT}), frozenset({Phase.BODY})
 _MAIL = frozenset({Phase.MAIL})
 _ASKING = frozenset({Phase.MAIL, Phase.RCPT, Phase.DATA})
 _TALKING = _ASKING | _BODY
-_ADDRESSED = _RCPT | _BODY
 _ALL = frozenset(Phase)
 
-# Texts of servers that give no enhanced code, or one that says less than they mean.
-_UNKNOWN_USER = re.compile(
-    r"(?:user|recipient|mailbox|account|address)\S*\s+(?:is\s+)?(?:unknown|not found|not exist|invalid|unavailable)"
-    r"|unknown (?:user|recipient|mailbox|local|address)|no such|(?:does not|doesn't|not) (?:exist|have an? \S+ account)"
-    r"|no mailbox|invalid (?:recipient|user|mailbox|address)|not found",
-    re.I,
-)
 _GREYLISTED = re.compile(r"gr[ae]y-?list", re.I)
-_EXCHANGE_UNKNOWN = re.compile(r"recipient address rejected: access denied", re.I)  # Exchange Online's edge
 _TOO_FAST = re.compile(r"\brate\b|too many|too much|limit|throttl|busy|slow down|unusual|overload", re.I)
 
 D, T, F, A = Outcome.DELIVERED, Outcome.DEFERRED, Outcome.FAILED, Outcome.AMBIGUOUS
@@ -132,11 +123,9 @@ def _row(
     text: re.Pattern[str] | None = None,
     flags: str = "",
 ) -> Rule:
-    """A row in short: codes and enhanced codes by blanks; flags `n` next host, `t` throttles, `b` blames the address."""
+    """A row in short: codes and enhanced codes by blanks; flags `n` next host, `t` throttles."""
     listed = tuple(enhanced.split())
-    return Rule(
-        phases, tuple(codes.split()) or ("",), listed, text, outcome, cause, "n" in flags, "t" in flags, "b" in flags
-    )
+    return Rule(phases, tuple(codes.split()) or ("",), listed, text, outcome, cause, "n" in flags, "t" in flags)
 
 
 TABLE: tuple[Rule, ...] = (
@@ -144,8 +133,7 @@ TABLE: tuple[Rule, ...] = (
     _row(_BODY, "2", "", D, "The recipient's server has accepted the message."),
     _row(_BODY, "-", "", A, "The connection broke after the message was sent: it may have arrived."),
     # Before a server is found
-    _row(_DNS, "5", "5.1.10", F, "The recipient's domain accepts no mail at all (null MX).", flags="b"),
-    _row(_DNS, "5", "5.1.2", F, "The recipient's domain does not exist.", flags="b"),
+    _row(_DNS, "5", "5.1.10 5.1.2", F, ""),
     _row(_DNS, "5", "5.4.6", F, "The recipient's domain names this relay as its mail server: a loop."),
     _row(_DNS, "5", "", F, "The recipient's domain has no mail server that can be reached."),
     _row(_DNS, "4 -", "", T, "The recipient's domain could not be looked up; its name servers have a problem."),
@@ -161,7 +149,6 @@ TABLE: tuple[Rule, ...] = (
     # Content that this server cannot take; another server of the domain is no better
     _row(_MAIL, "5", "5.6.3", F, "The message has 8-bit content, which the recipient's server cannot take."),
     _row(_MAIL, "5", "5.6.7", F, "The address is not plain ASCII, which the recipient's server cannot take."),
-    _row(_TALKING, "5", "5.3.4 5.2.3", F, "The message is larger than the recipient's server takes."),
     # Too many recipients at once: the rest in another transaction
     _row(_RCPT, "452 552", "4.5.3 5.5.3", T, "The server takes fewer recipients at once; the others follow."),
     # Broken off before the message was sent
@@ -175,23 +162,8 @@ TABLE: tuple[Rule, ...] = (
     _row(_MAIL | _BODY, "4", "4.7.", T, "The recipient's server is wary of this sender or address.", flags="t"),
     _row(_RCPT, "4", "4.7.", T, "The recipient's server greylists, or is wary of this sender."),
     _row(_TALKING, "4", "", T, "The recipient's server has a temporary problem."),
-    # Never: first what is no fault of the address, so that it is not suppressed (O32)
-    _row(_TALKING, "5", "5.2.2", F, "The recipient's mailbox is full."),
-    _row(_TALKING, "5", "5.2.1", F, "The recipient gets more mail than its server allows.", text=_TOO_FAST),
-    _row(_ADDRESSED, "5", "5.4.1", F, "The address does not exist.", text=_EXCHANGE_UNKNOWN, flags="b"),
-    _row(_ADDRESSED, "5", "5.1.1 5.1.3 5.1.6 5.1.10", F, "The address does not exist.", flags="b"),
-    _row(_ADDRESSED, "5", "5.1.2", F, "The recipient's domain does not exist.", flags="b"),
-    _row(_ADDRESSED, "5", "5.2.1", F, "The recipient's mailbox is disabled.", flags="b"),
-    _row(_TALKING, "5", "5.1.7 5.1.8", F, "The recipient's server does not accept the sender's address."),
-    _row(_TALKING, "5", "5.7.20 5.7.21 5.7.22 5.7.23 5.7.24 5.7.25 5.7.26", F, "The recipient's server could not authenticate the sender."),
-    _row(_TALKING, "5", "5.7.", F, "The recipient's server refuses the message by its policy."),
-    _row(_TALKING, "5", "5.6.", F, "The recipient's server refuses the message's content."),
-    _row(_TALKING, "5", "5.", F, "The recipient's server refuses the message for good."),
-    # No enhanced code: the text of a refused RCPT may say that there is nobody
-    _row(_RCPT, "550 551 553", "", F, "The address does not exist.", text=_UNKNOWN_USER, flags="b"),
-    _row(_BODY, "550 554", "", F, "The address does not exist.", text=re.compile(r"doesn't have a \S+ account", re.I), flags="b"),
-    _row(_TALKING, "552", "", F, "The recipient's mailbox is full, or the message too large."),
-    _row(_TALKING, "5", "", F, "The recipient's server refuses the message for good."),
+    # Never
+    _row(_TALKING, "5", "", F, ""),
     # 1yz, 3yz out of place, 2yz where none is due: nonsense is never a success
     _row(_ALL, "", "", T, "The recipient's server does not speak SMTP as it should."),
 )  # fmt: skip

@@ -9,7 +9,7 @@ be recorded because the database is away is kept and tried again until it can: l
 import asyncio
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,8 @@ from typing import Protocol
 from remails.config import Outbound
 from remails.errors import Unavailable
 from remails.logs import Log
-from remails.mail import backoff, retry
+from remails.mail import backoff, bounce, retry
+from remails.mail.bounce import Blame
 from remails.mail.reply import Phase, Reply
 from remails.mail.retry import Decision, Outcome
 from remails.outbound import transport
@@ -32,7 +33,7 @@ from remails.store.queue import Claim, Result
 log = Log("remails.outbound")
 
 Load = Callable[[Claim], Awaitable[bytes | None]]
-Record = Callable[[tuple[Claim, Result, bool]], Awaitable[None]]
+Record = Callable[[tuple[Claim, Result, Blame]], Awaitable[None]]
 Release = Callable[[Sequence[Claim], float, str | None], Awaitable[None]]
 
 _KIND = {
@@ -59,6 +60,8 @@ class Try:
     target: Target | None = None
     tls: str | None = None
     milliseconds: int = 0
+    is_alone: bool = True
+    """Whether the answer was for this recipient and nobody else."""
 
 
 class _Message:
@@ -90,7 +93,7 @@ class Courier:
 
     Args:
         load: gives a claim's raw message, None when it is gone.
-        record: stores one result durably (and whether the address itself is to blame).
+        record: stores one result durably (and how surely the address itself is to blame).
         release: gives claims back untried, due again after some seconds, perhaps with the reason.
     """
 
@@ -193,8 +196,10 @@ class Courier:
             place = Place(target, holding.bind_ip, holding.ehlo_name, Security(required=strict, verify=strict))
             replies, session = await destination.send(place, self._envelope(claims[0], waiting, wire))
             took = round((time.monotonic() - started) * 1000)
+            shared = Counter(map(id, replies.values()))
             for recipient, answer in replies.items():
-                tries[recipient] = Try(answer, target, session.tls if session else None, took)
+                tls = session.tls if session else None
+                tries[recipient] = Try(answer, target, tls, took, is_alone=shared[id(answer)] == 1)
             waiting = [recipient for recipient in waiting if retry.decide(tries[recipient].answer).next_host]
             if not waiting or self._holdings.get(holding.ip) is None:
                 break
@@ -237,7 +242,7 @@ class Courier:
                 is_delayed=again is not None
                 and (now - claim.created_at).total_seconds() >= self._settings.delayed_after,
             ),
-            blames_address=decision.blames_address,
+            bounce.blame(tried.answer, claim.recipient, is_alone=tried.is_alone) if status == "failed" else Blame.NONE,
         )
 
     def _again(self, claim: Claim, answer: Reply, now: datetime) -> datetime | None:
@@ -262,12 +267,12 @@ class Courier:
             source=claim.source,
             cause="The message could not be delivered in the time it had.",
         )
-        await self._keep(claim, result, blames_address=False)
+        await self._keep(claim, result, Blame.NONE)
 
-    async def _keep(self, claim: Claim, result: Result, *, blames_address: bool) -> None:
+    async def _keep(self, claim: Claim, result: Result, blame: Blame) -> None:
         while True:
             try:
-                await self._record((claim, result, blames_address))
+                await self._record((claim, result, blame))
             except Unavailable as error:
                 log.warning("result waits for the database", message=claim.message_id, kind=result.kind, reason=error)
                 await asyncio.sleep(1)

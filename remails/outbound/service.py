@@ -32,6 +32,8 @@ from remails.config import Settings
 from remails.db import Coalescer, Connection, Database
 from remails.errors import Unavailable
 from remails.logs import Log
+from remails.mail import address
+from remails.mail.bounce import Blame
 from remails.outbound.delivery import Courier
 from remails.outbound.destinations import Destinations
 from remails.outbound.holdings import Holdings
@@ -67,7 +69,7 @@ class Outbound:
             self._load, most=settings.outbound.batch, weight=lambda claim: claim.size
         )
         self._destinations = Destinations(settings.outbound, self._room)
-        self._results: Coalescer[tuple[Claim, Result, bool], None] = Coalescer(self._record)
+        self._results: Coalescer[tuple[Claim, Result, Blame], None] = Coalescer(self._record)
         router = Router(resolver.asynchronous(settings.dns), allow_private=settings.outbound.allow_private_destinations)
         self._courier = Courier(
             settings.outbound,
@@ -243,7 +245,7 @@ class Outbound:
         found = await self._db.call(queue.bodies, [claim.message_id for claim in claims])
         return [found.get(claim.message_id) for claim in claims]
 
-    async def _record(self, batch: Sequence[tuple[Claim, Result, bool]]) -> list[None]:
+    async def _record(self, batch: Sequence[tuple[Claim, Result, Blame]]) -> list[None]:
         await self._db.call(_record, batch)
         self._drop([claim for claim, _, _ in batch])
         for claim, result, _ in batch:
@@ -275,16 +277,38 @@ class Outbound:
         await asyncio.gather(*late, renewing, return_exceptions=True)
 
 
-def _record(conn: Connection, batch: Sequence[tuple[Claim, Result, bool]]) -> None:
+def _record(conn: Connection, batch: Sequence[tuple[Claim, Result, Blame]]) -> None:
     queue.record_many(conn, [result for _, result, _ in batch])
-    bad = [(claim.organization_id, claim.recipient.lower()) for claim, _, blames in batch if blames]
-    good = [
-        (claim.organization_id, claim.recipient.lower()) for claim, result, _ in batch if result.status == "delivered"
+    bad = [
+        suppressions.Bounced(claim.organization_id, _key(claim), blame is Blame.SURELY, _reason(result))
+        for claim, result, blame in batch
+        if blame
     ]
+    good = [(claim.organization_id, _key(claim)) for claim, result, _ in batch if result.status == "delivered"]
     if bad:
-        suppressions.record_failures(conn, bad)
+        suppressed = suppressions.record_bounces(conn, bad)
+        notes = [
+            queue.Note(claim.message_id, claim.id, "suppressed", cause=_SUPPRESSED)
+            for claim, _, blame in batch
+            if blame and (claim.organization_id, _key(claim)) in suppressed
+        ]
+        queue.note_many(conn, notes)
     if good:
         suppressions.record_successes(conn, good)
+
+
+_SUPPRESSED = (
+    f"No more mail is sent to this address for {suppressions.DAYS} days, unless it is taken off the suppression list."
+)
+
+
+def _key(claim: Claim) -> str:
+    return address.parse(claim.recipient).key
+
+
+def _reason(result: Result) -> str:
+    said = " ".join(str(part) for part in (result.code, result.enhanced, result.text) if part)
+    return f"{said[:300]} ({result.mx_host})" if result.mx_host else said[:300]
 
 
 def main(settings: Settings) -> None:

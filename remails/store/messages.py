@@ -38,6 +38,10 @@ class NewDelivery:
     domain: str
     status: str
     source: str | None
+    cause: str = ""
+    """Why it is held or suppressed, as a sentence."""
+    held_for: str | None = None
+    """block or domain, of what is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +86,17 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
     )
     conn.execute(
         """
-        INSERT INTO deliveries (message_id, organization_id, recipient, domain, status, source, next_attempt_at, finished_at)
-        SELECT message_id, organization_id, recipient, domain, status::delivery_status, source::inet, now(),
-            CASE WHEN status = 'suppressed' THEN now() END
-        FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[])
-            AS new (message_id, organization_id, recipient, domain, status, source)
+        INSERT INTO deliveries (message_id, organization_id, recipient, domain, status, source, cause, held_for,
+            next_attempt_at, finished_at)
+        SELECT message_id, organization_id, recipient, domain, status::delivery_status, source::inet, cause, held_for,
+            now(), CASE WHEN status = 'suppressed' THEN now() END
+        FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
+            AS new (message_id, organization_id, recipient, domain, status, source, cause, held_for)
         """,
         _columns(
-            (m.id, m.organization_id, d.recipient, d.domain, d.status, d.source) for m in messages for d in m.deliveries
+            (m.id, m.organization_id, d.recipient, d.domain, d.status, d.source, d.cause, d.held_for)
+            for m in messages
+            for d in m.deliveries
         ),
     )
 
@@ -147,6 +154,9 @@ class Delivery:
     last_code: int | None
     last_enhanced: str | None
     last_reply: str | None
+    """What a remote server said last, or what we say of it."""
+    cause: str
+    """Why it waits, is held, was not sent or has ended, in words; empty while there is nothing to say."""
     mx_host: str | None
     mx_ip: str | None
     tls: str | None
@@ -264,7 +274,7 @@ def deliveries(conn: Connection, organization_id: OrganizationId, message_ids: S
             SELECT id, message_id, recipient, status::text AS status, host(source) AS source, attempts,
                 CASE WHEN status IN ('accepted', 'reattempt') THEN next_attempt_at END AS next_attempt_at,
                 claimed_by IS NOT NULL AND next_attempt_at > clock_timestamp() AS is_claimed,
-                last_code, last_enhanced, last_reply, mx_host, host(mx_ip) AS mx_ip, tls, finished_at
+                last_code, last_enhanced, last_reply, cause, mx_host, host(mx_ip) AS mx_ip, tls, finished_at
             FROM deliveries WHERE message_id = ANY(%s) AND organization_id = %s ORDER BY id
             """,
             [list(message_ids), organization_id],
@@ -321,7 +331,7 @@ def remove_body(conn: Connection, organization_id: OrganizationId, message_id: M
     conn.execute(
         """
         UPDATE deliveries SET status = 'failed', finished_at = now(), last_reply = 'content deleted', claimed_by = NULL,
-            claim_epoch = claim_epoch + 1
+            claim_epoch = claim_epoch + 1, cause = 'The content was deleted before it could be delivered.'
         WHERE message_id = %s AND organization_id = %s AND status IN ('accepted', 'reattempt', 'held')
         """,
         [message_id, organization_id],

@@ -73,6 +73,17 @@ class Result:
     """Whether it has waited for so long that its sender should know; noted once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that happened to a delivery apart from an attempt, for the timeline."""
+
+    message_id: MessageId
+    delivery_id: DeliveryId
+    kind: str
+    text: str = ""
+    cause: str = ""
+
+
 _CLAIM = """
 UPDATE deliveries d SET claimed_by = %(host_id)s, claim_epoch = d.claim_epoch + 1,
     next_attempt_at = clock_timestamp() + %(lease)s
@@ -234,7 +245,7 @@ def record_many(conn: Connection, results: Sequence[Result]) -> set[DeliveryId]:
                 attempts = d.attempts + r.counts::int,
                 claimed_by = NULL,
                 claim_epoch = CASE WHEN d.claim_epoch = r.claim_epoch THEN d.claim_epoch ELSE d.claim_epoch + 1 END,
-                last_code = r.code, last_enhanced = r.enhanced, last_reply = r.text,
+                last_code = r.code, last_enhanced = r.enhanced, last_reply = r.text, cause = r.cause,
                 mx_host = r.mx_host, mx_ip = r.mx_ip::inet, tls = r.tls,
                 delayed_at = CASE WHEN r.is_delayed THEN coalesce(d.delayed_at, clock_timestamp()) ELSE d.delayed_at END,
                 finished_at = CASE WHEN r.status IN ('delivered', 'failed') THEN clock_timestamp() END
@@ -246,6 +257,17 @@ def record_many(conn: Connection, results: Sequence[Result]) -> set[DeliveryId]:
             [list(column) for column in zip(*map(astuple, results), strict=True)],
         )
         return set(rows.fetchall())
+
+
+def note_many(conn: Connection, notes: Sequence[Note]) -> None:
+    """Put these into the timeline."""
+    conn.execute(
+        """
+        INSERT INTO timeline (message_id, delivery_id, kind, text, cause)
+        SELECT * FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::text[], %s::text[])
+        """,
+        [list(column) for column in zip(*map(astuple, notes), strict=True)] or [[]] * 5,
+    )
 
 
 def renew(conn: Connection, claims: Sequence[tuple[DeliveryId, int]], lease: float) -> set[DeliveryId]:
@@ -270,7 +292,7 @@ def release(
     conn.execute(
         """
         UPDATE deliveries d SET next_attempt_at = clock_timestamp() + %s, claimed_by = NULL,
-            last_reply = coalesce(%s::text, d.last_reply)
+            cause = coalesce(%s::text, d.cause)
         FROM unnest(%s::bigint[], %s::int[]) AS mine (id, claim_epoch)
         WHERE d.id = mine.id AND d.claim_epoch = mine.claim_epoch AND d.status IN ('accepted', 'reattempt')
         """,

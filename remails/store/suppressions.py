@@ -1,14 +1,16 @@
 """Suppressions: addresses to which an organization sends no more, because mail to them keeps failing or by its own wish.
 
-Each hard failure of an address counts one up, a delivery forgets the count. From the fifth in a row on, the address is
-suppressed for 30 days; then one attempt is let through, and its failure suppresses for another 30 days. An address that a person
-put here (`suppressed_until` infinity in the table) stays until a person takes it away. Addresses are compared
-by their key (`mail.address.Address.key`), never as written.
+A refusal that says that there is no such mailbox suppresses its address at once. Of the doubtful ones each counts one up, and from
+the fifth in a row on the address is suppressed too (`mail.bounce` tells them apart). A delivery forgets the count. Suppressed is
+for 30 days; then one attempt is let through, and its failure suppresses for another 30 days. What a person or a complaint put here
+stays until its own end, or until a person takes it away. Addresses are compared by their key
+(`mail.address.Address.key`), never as written.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal, NamedTuple
 
 from psycopg.rows import class_row
 
@@ -19,8 +21,29 @@ from remails.store.ids import OrganizationId
 FAILURES = 5
 DAYS = 30
 
+Kind = Literal["bounce", "complaint", "manual"]
+
 Pair = tuple[OrganizationId, str]
 """An organization and the key of an address."""
+
+
+class Bounced(NamedTuple):
+    """A refusal of an address by its server. `is_sure`: there is no such mailbox."""
+
+    organization_id: OrganizationId
+    address: str
+    is_sure: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewSuppression:
+    """An address to suppress; `until` is None for good."""
+
+    address: str
+    reason: str = ""
+    kind: Kind = "manual"
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +52,7 @@ class Suppression:
 
     organization_id: OrganizationId
     address: str
+    kind: Kind
     reason: str
     failures: int
     suppressed_until: datetime | None
@@ -36,42 +60,62 @@ class Suppression:
     updated_at: datetime
 
 
-def active_among(conn: db.Connection, pairs: Collection[Pair]) -> set[Pair]:
-    """Those of the pairs that are suppressed now."""
+def active_among(conn: db.Connection, pairs: Collection[Pair]) -> dict[Pair, str]:
+    """Those of the pairs that are suppressed now, with the reason."""
     rows = conn.execute(
-        """SELECT s.organization_id, s.address FROM suppressions s
+        """SELECT s.organization_id, s.address, s.reason FROM suppressions s
            JOIN unnest(%(organizations)s::uuid[], %(keys)s::text[]) AS asked (organization_id, address)
                USING (organization_id, address)
            WHERE s.suppressed_until > now()""",
         _columns(pairs),
     )
-    return {(organization_id, address) for organization_id, address in rows}
+    return {(organization_id, address): reason for organization_id, address, reason in rows}
 
 
 def list_(
-    conn: db.Connection, organization_id: OrganizationId, *, after: str = "", limit: int = 1000
+    conn: db.Connection, organization_id: OrganizationId, *, after: str = "", search: str = "", limit: int = 1000
 ) -> list[Suppression]:
-    """The addresses the organization does not send to now, by address; `after` is the last one of the page before."""
+    """The addresses the organization does not send to now, by address; `after` is the last one of the page before.
+
+    `search` is found anywhere in an address.
+    """
     with conn.cursor(row_factory=class_row(Suppression)) as cur:
         return cur.execute(
-            """SELECT organization_id, address, reason, failures, created_at, updated_at,
+            """SELECT organization_id, address, kind, reason, failures, created_at, updated_at,
                    nullif(suppressed_until, 'infinity') AS suppressed_until
                FROM suppressions WHERE organization_id = %s AND suppressed_until > now() AND address > %s
+                   AND strpos(address, lower(%s)) > 0
                ORDER BY address LIMIT %s""",
-            [organization_id, after, limit],
+            [organization_id, after, search, limit],
         ).fetchall()
 
 
 def add(conn: db.Connection, organization_id: OrganizationId, address_key: str, reason: str) -> None:
     """Suppress an address until it is removed."""
+    add_many(conn, organization_id, [NewSuppression(address_key, reason)])
+
+
+def add_many(conn: db.Connection, organization_id: OrganizationId, new: Sequence[NewSuppression]) -> int:
+    """Suppress addresses, each by its key; what is said of one that is suppressed already is replaced. How many it was."""
+    by_address = {one.address: one for one in new}
+    rows = [by_address[key] for key in sorted(by_address)]  # one order of locks for all
     with constraints.explained(conn, {}):
         conn.execute(
-            """INSERT INTO suppressions (organization_id, address, reason, suppressed_until)
-               VALUES (%s, %s, %s, 'infinity')
+            """INSERT INTO suppressions (organization_id, address, kind, reason, suppressed_until)
+               SELECT %s, address, kind, reason, coalesce(until, 'infinity')
+               FROM unnest(%s::text[], %s::text[], %s::text[], %s::timestamptz[]) AS new (address, kind, reason, until)
                ON CONFLICT (organization_id, address) DO UPDATE
-               SET reason = excluded.reason, suppressed_until = 'infinity', updated_at = now()""",
-            [organization_id, address_key, reason],
+               SET kind = excluded.kind, reason = excluded.reason, suppressed_until = excluded.suppressed_until,
+                   updated_at = now()""",
+            [
+                organization_id,
+                [one.address for one in rows],
+                [one.kind for one in rows],
+                [one.reason for one in rows],
+                [one.until for one in rows],
+            ],
         )
+    return len(rows)
 
 
 def remove(conn: db.Connection, organization_id: OrganizationId, address_key: str) -> bool:
@@ -84,44 +128,55 @@ def remove(conn: db.Connection, organization_id: OrganizationId, address_key: st
     return rows == [(True,)]
 
 
-def record_failures(conn: db.Connection, pairs: Collection[Pair]) -> set[Pair]:
-    """Count a hard failure for each pair; returns those that are suppressed from now on.
+def record_bounces(conn: db.Connection, bounced: Sequence[Bounced]) -> set[Pair]:
+    """Count refusals of addresses; returns those that are suppressed by them from now on.
 
-    Only for replies that speak of the address itself (no such user), which the caller decides.
+    Only for what speaks of the address itself (`mail.bounce.blame`), which the caller decides.
     """
     rows = conn.execute(
-        """INSERT INTO suppressions AS s (organization_id, address, failures, suppressed_until, reason)
-           SELECT failed.organization_id, failed.address, count(*),
-               CASE WHEN count(*) >= %(failures)s THEN now() + %(days)s * interval '1 day' END,
-               'Mail to this address failed permanently several times in a row.'
-           FROM unnest(%(organizations)s::uuid[], %(keys)s::text[]) AS failed (organization_id, address)
-           JOIN organizations ON organizations.id = failed.organization_id
-           GROUP BY 1, 2 ORDER BY 1, 2  -- one order of locks for all
+        """WITH failed AS (
+               SELECT organization_id, address, count(*) AS failures, bool_or(is_sure) AS is_sure,
+                   (array_agg(reason ORDER BY is_sure DESC))[1] AS reason
+               FROM unnest(%(organizations)s::uuid[], %(keys)s::text[], %(sure)s::bool[], %(reasons)s::text[])
+                   AS bounced (organization_id, address, is_sure, reason)
+               GROUP BY 1, 2)
+           INSERT INTO suppressions AS s (organization_id, address, failures, suppressed_until, reason)
+           SELECT failed.organization_id, failed.address, failures,
+               CASE WHEN is_sure OR failures >= %(failures)s THEN now() + %(days)s * interval '1 day' END, reason
+           FROM failed JOIN organizations ON organizations.id = failed.organization_id
+           ORDER BY 1, 2  -- one order of locks for all
            ON CONFLICT (organization_id, address) DO UPDATE
-           SET failures = s.failures + excluded.failures, updated_at = now(),
-               suppressed_until = CASE WHEN s.suppressed_until = 'infinity' THEN s.suppressed_until
-                   WHEN s.failures + excluded.failures >= %(failures)s THEN now() + %(days)s * interval '1 day' END
+           SET failures = s.failures + excluded.failures, updated_at = now(), kind = 'bounce', reason = excluded.reason,
+               suppressed_until = coalesce(excluded.suppressed_until,
+                   CASE WHEN s.failures + excluded.failures >= %(failures)s THEN now() + %(days)s * interval '1 day' END)
+           WHERE (s.kind = 'bounce' AND s.suppressed_until IS DISTINCT FROM 'infinity') OR s.suppressed_until < now()
            RETURNING organization_id, address, coalesce(suppressed_until > now(), false)""",
-        _columns(pairs) | {"failures": FAILURES, "days": DAYS},
+        {
+            **_columns([(one.organization_id, one.address) for one in bounced]),
+            "sure": [one.is_sure for one in bounced],
+            "reasons": [one.reason for one in bounced],
+            "failures": FAILURES,
+            "days": DAYS,
+        },
     )
     return {(organization_id, address) for organization_id, address, suppressed in rows if suppressed}
 
 
 def record_successes(conn: db.Connection, pairs: Collection[Pair]) -> None:
-    """Forget the failures of addresses that took a message; what a person suppressed stays."""
+    """Forget the failures of addresses that took a message; what a person or a complaint suppressed stays."""
     conn.execute(
         """DELETE FROM suppressions WHERE ctid IN (
                SELECT s.ctid FROM suppressions s
                JOIN unnest(%(organizations)s::uuid[], %(keys)s::text[]) AS asked (organization_id, address)
                    USING (organization_id, address)
-               WHERE s.suppressed_until IS DISTINCT FROM 'infinity'
+               WHERE s.kind = 'bounce' AND s.suppressed_until IS DISTINCT FROM 'infinity'
                ORDER BY s.organization_id, s.address FOR UPDATE OF s)""",
         _columns(pairs),
     )
 
 
 def purge(conn: db.Connection) -> int:
-    """Delete counts untouched for 90 days that suppress nothing any more; returns how many."""
+    """Delete what was untouched for 90 days and suppresses nothing any more; returns how many."""
     done = conn.execute(
         """DELETE FROM suppressions WHERE updated_at < now() - interval '90 days'
            AND coalesce(suppressed_until, '-infinity') < now()"""

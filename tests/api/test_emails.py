@@ -527,7 +527,10 @@ def test_retry_makes_what_failed_due_again(key: Caller, send: Any, db: Database,
 def test_the_suppression_list(key: Caller, tenant: Tenant, db: Database) -> None:
     added = key.ok("POST", path(tenant, "/suppressed"), {"email_address": "A/b@Example.NET", "reason": "asked us"})
     assert added == {"email_address": "a/b@example.net", "reason": "asked us"}
-    db.run(suppressions.record_failures, [(tenant.organization_id, "dead@example.net")] * 5)
+    db.run(
+        suppressions.record_bounces,
+        [suppressions.Bounced(tenant.organization_id, "dead@example.net", True, "550 5.1.1 no such user")],
+    )
     listed = key.ok("GET", path(tenant, "/suppressed"))
     assert [(one["email_address"], one["retry_after"] is None) for one in listed] == [
         ("a/b@example.net", True),

@@ -10,7 +10,7 @@ from remails.mail.retry import Outcome
 
 D, T, F, A = Outcome.DELIVERED, Outcome.DEFERRED, Outcome.FAILED, Outcome.AMBIGUOUS
 
-# phase, code (None: the connection failed), text with its enhanced code, outcome, flags: next host, throttles, blames
+# phase, code (None: the connection failed), text with its enhanced code, outcome, flags: next host, throttles
 ROWS = [
     # after the final dot
     (Phase.BODY, 250, "2.0.0 Ok: queued as 1", D, ""),
@@ -27,13 +27,13 @@ ROWS = [
     (Phase.BODY, 451, "4.3.0 no space", T, ""),
     (Phase.BODY, 451, "4.7.1 greylisted", T, ""),
     (Phase.BODY, 451, "4.7.500 Server busy", T, "t"),
-    (Phase.BODY, 550, "5.1.1 no such user", F, "b"),
+    (Phase.BODY, 550, "5.1.1 no such user", F, ""),
     (Phase.BODY, 552, "5.3.4 too big", F, ""),
     (Phase.BODY, 552, "over quota", F, ""),
     (Phase.BODY, 554, "5.7.1 spam", F, ""),
     (Phase.BODY, 554, "5.6.0 malformed", F, ""),
     (Phase.BODY, 550, "5.7.26 unauthenticated", F, ""),
-    (Phase.BODY, 554, "delivery error: dd This user doesn't have a yahoo.com account", F, "b"),
+    (Phase.BODY, 554, "delivery error: dd This user doesn't have a yahoo.com account", F, ""),
     (Phase.BODY, 554, "Transaction failed", F, ""),
     # DATA
     (Phase.DATA, 451, "4.3.0 no", T, ""),
@@ -42,17 +42,17 @@ ROWS = [
     (Phase.DATA, 250, "what", T, ""),
     (Phase.DATA, None, "lost", T, "nt"),
     # RCPT
-    (Phase.RCPT, 550, "5.1.1 unknown", F, "b"),  # O13
-    (Phase.RCPT, 551, "5.1.6 moved", F, "b"),
-    (Phase.RCPT, 553, "5.1.3 syntax", F, "b"),
-    (Phase.RCPT, 550, "5.1.10 recipient not found", F, "b"),
-    (Phase.RCPT, 550, "5.1.2 bad domain", F, "b"),
-    (Phase.RCPT, 550, "5.2.1 disabled", F, "b"),
+    (Phase.RCPT, 550, "5.1.1 unknown", F, ""),  # O13
+    (Phase.RCPT, 551, "5.1.6 moved", F, ""),
+    (Phase.RCPT, 553, "5.1.3 syntax", F, ""),
+    (Phase.RCPT, 550, "5.1.10 recipient not found", F, ""),
+    (Phase.RCPT, 550, "5.1.2 bad domain", F, ""),
+    (Phase.RCPT, 550, "5.2.1 disabled", F, ""),
     (Phase.RCPT, 550, "5.2.1 The user is receiving mail at a rate that prevents more", F, ""),
-    (Phase.RCPT, 550, "5.4.1 Recipient address rejected: Access denied. AS(1)", F, "b"),
+    (Phase.RCPT, 550, "5.4.1 Recipient address rejected: Access denied. AS(1)", F, ""),
     (Phase.RCPT, 550, "5.4.1 no route", F, ""),
-    (Phase.RCPT, 550, "No such user here", F, "b"),
-    (Phase.RCPT, 550, "Recipient unknown", F, "b"),
+    (Phase.RCPT, 550, "No such user here", F, ""),
+    (Phase.RCPT, 550, "Recipient unknown", F, ""),
     (Phase.RCPT, 550, "rejected by policy", F, ""),
     (Phase.RCPT, 550, "5.7.1 blocked, unknown sender", F, ""),  # O32: a policy's refusal is not a bad address
     (Phase.RCPT, 554, "5.7.1 [host] listed", F, ""),  # O32
@@ -98,8 +98,8 @@ ROWS = [
     (Phase.TLS, 454, "4.7.0 not now", T, "n"),  # O17
     (Phase.TLS, None, "4.7.4 certificate does not fit", T, "n"),  # O19, O21
     # DNS
-    (Phase.DNS, 556, "5.1.10 null MX", F, "b"),  # O01
-    (Phase.DNS, 550, "5.1.2 no such domain", F, "b"),  # O02
+    (Phase.DNS, 556, "5.1.10 null MX", F, ""),  # O01
+    (Phase.DNS, 550, "5.1.2 no such domain", F, ""),  # O02
     (Phase.DNS, 550, "5.4.4 no address", F, ""),  # O05
     (Phase.DNS, 550, "5.4.6 loop", F, ""),
     (Phase.DNS, 451, "4.4.3 SERVFAIL", T, ""),  # O03
@@ -114,11 +114,7 @@ ROWS = [
 def test_row(phase: Phase, code: int | None, text: str, outcome: Outcome, flags: str) -> None:
     answer = reply.lost(phase, text) if code is None else reply.of(phase, code, text)
     decision = retry.decide(answer)
-    found = "".join(
-        flag
-        for flag, is_set in zip("ntb", (decision.next_host, decision.throttles, decision.blames_address), strict=True)
-        if is_set
-    )
+    found = "".join(flag for flag, is_set in zip("nt", (decision.next_host, decision.throttles), strict=True) if is_set)
     assert (decision.outcome, found) == (outcome, flags)
     assert decision.cause.endswith(".")
 
@@ -128,7 +124,6 @@ def test_row(phase: Phase, code: int | None, text: str, outcome: Outcome, flags:
 def test_every_reply_has_a_row_and_only_a_2yz_at_the_dot_is_delivered(phase: Phase, code: int | None) -> None:
     decision = retry.decide(Reply(phase, code, None, "text"))
     assert (decision.outcome is D) == (phase is Phase.BODY and code is not None and 200 <= code <= 299)
-    assert not decision.blames_address or decision.outcome is F
     if code is not None and 400 <= code <= 499:
         assert decision.outcome is T
 

@@ -87,18 +87,29 @@ def test_each_recipient_has_its_own_result(bench: Bench) -> None:
     run(main())
 
 
-def test_an_address_that_keeps_failing_is_suppressed_and_a_policy_is_not_blamed_on_it(bench: Bench) -> None:
+def test_no_such_user_is_suppressed_at_once_and_a_policy_is_not_blamed_on_the_address(bench: Bench) -> None:
+    """Case O32; in every spelling of the address that submission takes for the same."""
+
     async def main() -> None:
         organization = bench.tenant.organization_id
         async with bench.dns(), bench.serve(), bench.work():
             for _ in range(5):
-                message_id = await bench.submit("Bounce@example.net", "reject-data@example.net")
-                await bench.deliveries(message_id)
+                message_id = await bench.submit('"Bounce"@example.net', "reject-data@example.net")
+                await bench.deliveries(message_id, lambda row: row.finished_at is not None)
             pairs = [(organization, "bounce@example.net"), (organization, "reject-data@example.net")]
-            assert await bench.db.call(suppressions.active_among, pairs) == {(organization, "bounce@example.net")}
+            reason = "550 5.1.1 No such user here (mx.example.net)"
+            assert await bench.db.call(suppressions.active_among, pairs) == {pairs[0]: reason}
             message_id = await bench.submit("bounce@example.net")
             rows = await bench.deliveries(message_id, lambda row: row.finished_at is not None)
-            assert rows["bounce@example.net"].status == "suppressed"
+            row = rows["bounce@example.net"]
+            assert (row.status, row.cause) == ("suppressed", f"The address is on the suppression list: {reason}")
+            await bench.db.call(suppressions.remove, organization, "bounce@example.net")
+            message_id = await bench.submit("bounce@example.net")
+            await bench.deliveries(message_id)
+            failed, suppressed = await bench.timeline(message_id)
+            assert (failed.kind, suppressed.kind) == ("failed", "suppressed")
+            assert failed.cause.startswith("The address does not exist.")
+            assert "30 days" in suppressed.cause
 
     run(main())
 

@@ -1,7 +1,8 @@
-"""Suppressions: five hard failures in a row, thirty days, one more attempt."""
+"""Suppressions: no such mailbox, or five doubtful failures in a row; thirty days; one more attempt."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -16,44 +17,54 @@ def acme(conn: Connection) -> OrganizationId:
     return organizations.create(conn, "Acme").id
 
 
+def fail(conn: Connection, pairs: list[suppressions.Pair], *, is_sure: bool = False) -> set[suppressions.Pair]:
+    """A refusal of each address."""
+    return suppressions.record_bounces(conn, [suppressions.Bounced(*pair, is_sure, "550 no") for pair in pairs])
+
+
+def active(conn: Connection, pairs: list[suppressions.Pair]) -> set[suppressions.Pair]:
+    """Those that are suppressed now."""
+    return set(suppressions.active_among(conn, pairs))
+
+
 def test_fifth_failure_in_a_row_suppresses(conn: Connection, acme: OrganizationId) -> None:
     pair = (acme, "gone@example.net")
 
     for _ in range(4):
-        assert suppressions.record_failures(conn, [pair]) == set()
-    assert suppressions.active_among(conn, [pair]) == set()
-    assert suppressions.record_failures(conn, [pair]) == {pair}
-    assert suppressions.active_among(conn, [pair]) == {pair}
+        assert fail(conn, [pair]) == set()
+    assert active(conn, [pair]) == set()
+    assert fail(conn, [pair]) == {pair}
+    assert active(conn, [pair]) == {pair}
 
     (row,) = suppressions.list_(conn, acme)
     assert (row.address, row.failures) == ("gone@example.net", 5)
     assert row.suppressed_until is not None and (row.suppressed_until - row.updated_at).days == 30
-    assert "failed" in row.reason
+    assert (row.kind, row.reason) == ("bounce", "550 no")
 
 
 def test_failures_of_one_batch_count_each(conn: Connection, acme: OrganizationId) -> None:
     pair, neighbour = (acme, "gone@example.net"), (acme, "near@example.net")
 
-    assert suppressions.record_failures(conn, [pair, neighbour, pair, pair, pair, pair]) == {pair}
+    assert fail(conn, [pair, neighbour, pair, pair, pair, pair]) == {pair}
 
 
 def test_a_delivery_forgets_the_failures(conn: Connection, acme: OrganizationId) -> None:
     pair = (acme, "back@example.net")
-    suppressions.record_failures(conn, [pair] * 4)
+    fail(conn, [pair] * 4)
 
     suppressions.record_successes(conn, [pair, (acme, "unknown@example.net")])
 
-    assert suppressions.record_failures(conn, [pair]) == set()
+    assert fail(conn, [pair]) == set()
 
 
 def test_after_thirty_days_one_attempt_and_its_failure_suppresses_again(conn: Connection, acme: OrganizationId) -> None:
     pair = (acme, "gone@example.net")
-    suppressions.record_failures(conn, [pair] * 5)
+    fail(conn, [pair] * 5)
     conn.execute("UPDATE suppressions SET suppressed_until = now() - interval '1 s'")
 
-    assert suppressions.active_among(conn, [pair]) == set()
+    assert active(conn, [pair]) == set()
     assert suppressions.list_(conn, acme) == []
-    assert suppressions.record_failures(conn, [pair]) == {pair}
+    assert fail(conn, [pair]) == {pair}
 
 
 def test_what_a_person_suppressed_stays(conn: Connection, acme: OrganizationId) -> None:
@@ -61,16 +72,16 @@ def test_what_a_person_suppressed_stays(conn: Connection, acme: OrganizationId) 
     suppressions.add(conn, acme, pair[1], "asked not to be written to")
 
     suppressions.record_successes(conn, [pair])
-    suppressions.record_failures(conn, [pair])
+    fail(conn, [pair])
 
     (row,) = suppressions.list_(conn, acme)
     assert (row.suppressed_until, row.reason) == (None, "asked not to be written to")
-    assert suppressions.active_among(conn, [pair]) == {pair}
+    assert active(conn, [pair]) == {pair}
     assert suppressions.purge(conn) == 0
 
 
 def test_added_by_hand_over_counted_failures(conn: Connection, acme: OrganizationId) -> None:
-    suppressions.record_failures(conn, [(acme, "a@example.net")])
+    fail(conn, [(acme, "a@example.net")])
     suppressions.add(conn, acme, "a@example.net", "by hand")
 
     (row,) = suppressions.list_(conn, acme)
@@ -82,16 +93,14 @@ def test_remove(conn: Connection, acme: OrganizationId) -> None:
 
     assert suppressions.remove(conn, acme, "a@example.net")
     assert not suppressions.remove(conn, acme, "a@example.net")
-    assert suppressions.active_among(conn, [(acme, "a@example.net")]) == set()
+    assert active(conn, [(acme, "a@example.net")]) == set()
 
 
 def test_other_organizations_are_not_touched(conn: Connection, acme: OrganizationId) -> None:
     other = organizations.create(conn, "Other").id
     suppressions.add(conn, acme, "a@example.net", "")
 
-    assert suppressions.active_among(conn, [(other, "a@example.net"), (acme, "a@example.net")]) == {
-        (acme, "a@example.net")
-    }
+    assert active(conn, [(other, "a@example.net"), (acme, "a@example.net")]) == {(acme, "a@example.net")}
     assert suppressions.list_(conn, other) == []
     assert not suppressions.remove(conn, other, "a@example.net")
 
@@ -109,7 +118,7 @@ def test_spellings_of_one_mailbox(conn: Connection, acme: OrganizationId, text: 
     """A11."""
     suppressions.add(conn, acme, address.parse("User+tag@Bücher.example").key, "")
 
-    assert bool(suppressions.active_among(conn, [(acme, address.parse(text).key)])) is same
+    assert bool(active(conn, [(acme, address.parse(text).key)])) is same
 
 
 def test_pages(conn: Connection, acme: OrganizationId) -> None:
@@ -123,12 +132,12 @@ def test_pages(conn: Connection, acme: OrganizationId) -> None:
 
 
 def test_purge_forgets_old_counts(conn: Connection, acme: OrganizationId) -> None:
-    suppressions.record_failures(conn, [(acme, "old@example.net")] * 5)
-    suppressions.record_failures(conn, [(acme, "older@example.net")])
+    fail(conn, [(acme, "old@example.net")] * 5)
+    fail(conn, [(acme, "older@example.net")])
     conn.execute(
         "UPDATE suppressions SET updated_at = now() - interval '91 days', suppressed_until = now() - interval '61 days'"
     )
-    suppressions.record_failures(conn, [(acme, "new@example.net")])
+    fail(conn, [(acme, "new@example.net")])
 
     assert suppressions.purge(conn) == 2
 
@@ -136,7 +145,7 @@ def test_purge_forgets_old_counts(conn: Connection, acme: OrganizationId) -> Non
 def test_failures_of_an_organization_that_is_gone_are_dropped(conn: Connection, acme: OrganizationId) -> None:
     organizations.remove(conn, acme)
 
-    assert suppressions.record_failures(conn, [(acme, "a@example.net")]) == set()
+    assert fail(conn, [(acme, "a@example.net")]) == set()
 
 
 def test_batches_in_opposite_order_do_not_deadlock(db: Database) -> None:
@@ -148,7 +157,42 @@ def test_batches_in_opposite_order_do_not_deadlock(db: Database) -> None:
         together.wait()
         for _ in range(5):
             batch = pairs if number % 2 else pairs[::-1]
-            db.run(suppressions.record_failures if number < 3 else suppressions.record_successes, batch)
+            db.run(fail if number < 3 else suppressions.record_successes, batch)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))
+
+
+def test_no_such_mailbox_suppresses_at_once(conn: Connection, acme: OrganizationId) -> None:
+    pair = (acme, "gone@example.net")
+    assert fail(conn, [pair], is_sure=True) == {pair}
+    assert suppressions.active_among(conn, [pair]) == {pair: "550 no"}
+    conn.execute("UPDATE suppressions SET suppressed_until = now() - interval '1 s'")
+    assert active(conn, [pair]) == set()
+    assert fail(conn, [pair]) == set(), "a doubtful failure after it is the second, not the fifth"
+    assert fail(conn, [pair], is_sure=True) == {pair}
+    suppressions.record_successes(conn, [pair])
+    assert active(conn, [pair]) == set()
+
+
+def test_what_a_complaint_suppressed_stays_until_its_end(conn: Connection, acme: OrganizationId) -> None:
+    pair, until = (acme, "a@example.net"), datetime.now(UTC) + timedelta(days=400)
+    suppressions.add_many(conn, acme, [suppressions.NewSuppression(pair[1], "spam", "complaint", until)])
+
+    suppressions.record_successes(conn, [pair])
+    assert fail(conn, [pair], is_sure=True) == set()
+
+    (row,) = suppressions.list_(conn, acme)
+    assert (row.kind, row.reason, row.suppressed_until) == ("complaint", "spam", until)
+    conn.execute("UPDATE suppressions SET suppressed_until = now() - interval '1 s'")
+    assert fail(conn, [pair], is_sure=True) == {pair}
+    (row,) = suppressions.list_(conn, acme)
+    assert row.kind == "bounce"
+
+
+def test_many_are_added_at_once_and_the_last_of_an_address_counts(conn: Connection, acme: OrganizationId) -> None:
+    new = [suppressions.NewSuppression(f"{n % 3}@example.net", str(n)) for n in range(7)]
+    assert suppressions.add_many(conn, acme, new) == 3
+    assert [row.reason for row in suppressions.list_(conn, acme)] == ["6", "4", "5"]
+    assert suppressions.add_many(conn, acme, []) == 0
+    assert [row.address for row in suppressions.list_(conn, acme, search="2@EX")] == ["2@example.net"]

@@ -165,6 +165,7 @@ class Delivery(Struct, kw_only=True):
     last_code: int | None
     last_enhanced: str | None
     last_reply: str | None
+    cause: Annotated[str, Meta(description="Why it waits, is held, was not sent or has ended, in words.")]
     mx_host: str | None
     mx_ip: str | None
     tls: str | None

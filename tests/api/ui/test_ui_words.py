@@ -54,6 +54,7 @@ def delivery(status: str, **changed: Any) -> Delivery:
         last_code=None,
         last_enhanced=None,
         last_reply=None,
+        cause="",
         mx_host=None,
         mx_ip=None,
         tls=None,
