@@ -39,6 +39,7 @@ MODULES = {
     "address": "remails.admin.fleet",
     "host": "remails.admin.fleet",
     "queue": "remails.admin.queue",
+    "bans": "remails.admin.bans",
     "keys": "remails.admin.keys",
     "migrate": "remails.admin.migrate",
     "doctor": "remails.admin.doctor",

@@ -125,6 +125,21 @@ class Inbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     drain_timeout: Seconds = 30.0
 
 
+class Bans(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Clients that guess at passwords, at every door. An IPv6 client is its /64 network."""
+
+    guesses: Positive = 10
+    """Different guesses of one network in `window` seconds that ban it."""
+    window: Seconds = 600.0
+    duration: Seconds = 900.0
+    """How long the first ban is; each further one is twice as long as that before, up to `longest`."""
+    longest: Seconds = 86400.0
+    allow: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """Networks that are never slowed or banned. Those of `inbound.proxy_trusted` are not either."""
+    sync_interval: Seconds = 2.0
+    """How often a process tells the others what it has counted, and hears whom they have banned."""
+
+
 class Outbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Delivery."""
 
@@ -218,6 +233,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     dns: Dns = field(default_factory=Dns)
     api: Api = field(default_factory=Api)
     inbound: Inbound = field(default_factory=Inbound)
+    bans: Bans = field(default_factory=Bans)
     outbound: Outbound = field(default_factory=Outbound)
     periodic: Periodic = field(default_factory=Periodic)
     ipagent: IpAgent = field(default_factory=IpAgent)
@@ -294,6 +310,8 @@ def decode(data: bytes, source: str = "settings") -> Settings:
     endpoint(settings.api.listen, 8000, f"{source}: api.listen")
     for network in settings.inbound.proxy_trusted:
         _check_network(network, f"{source}: inbound.proxy_trusted")
+    for network in settings.bans.allow:
+        _check_network(network, f"{source}: bans.allow")
     if settings.logs.level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ConfigError(f"{source}: logs.level: expected DEBUG, INFO, WARNING or ERROR, got {settings.logs.level!r}")
     return settings

@@ -21,6 +21,7 @@ from remails.api.ui import pages
 from remails.bus.client import Publisher
 from remails.config import Settings
 from remails.db import Database
+from remails.guard import Guard
 from remails.logs import Log
 from remails.vault import Pepper, Vault
 
@@ -37,7 +38,7 @@ CONTENT_SECURITY_POLICY = (
 def create_app(settings: Settings, db: Database, publisher: Publisher, vault: Vault, pepper: Pepper) -> flask.Flask:
     """Make the application of one process."""
     app = flask.Flask("remails.api", static_folder="static", template_folder="templates")
-    app.extensions["remails"] = State(settings, db, publisher, vault, pepper)
+    app.extensions["remails"] = State(settings, db, publisher, vault, pepper, Guard(settings.bans, "api"))
     app.config["MAX_CONTENT_LENGTH"] = MAX_FORM
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = 3600  # of static files, whose address changes with the version
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True

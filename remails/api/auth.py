@@ -13,7 +13,7 @@ SameSite=Lax and, where the pages are reached by HTTPS, Secure with the prefix `
 """
 
 import hmac
-import ipaddress
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,6 +30,7 @@ from werkzeug.wrappers import Response
 from remails import vault
 from remails.api.state import state
 from remails.db import Connection
+from remails.guard import network_of
 from remails.store import audit, credentials, organizations, users
 from remails.store.ids import ApiKeyId, OrganizationId
 from remails.store.organizations import Organization
@@ -39,7 +40,6 @@ LIFETIME = timedelta(days=7)
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # RFC 9110 §9.2.1
 
 ACCOUNT_FAILURES, ACCOUNT_WINDOW = 5, timedelta(minutes=1)
-ADDRESS_FAILURES, ADDRESS_WINDOW = 30, timedelta(minutes=10)
 
 View = TypeVar("View", bound=Callable[..., object])
 
@@ -133,6 +133,8 @@ def authorise() -> None:
         _refuse_other_sites()
         return
     organization_id: UUID | None = (request.view_args or {}).get("organization_id")
+    if request.authorization is not None:
+        _refuse_banned()
     with state().db.transaction() as conn:
         actor = g.actor = _identify(conn)
         if organization_id is not None:
@@ -143,6 +145,8 @@ def authorise() -> None:
 def current() -> Actor | None:
     """Who is asking; None for somebody without credentials, which only a public route meets."""
     if "actor" not in g:
+        if request.authorization is not None:
+            _refuse_banned()
         with state().db.transaction() as conn:
             g.actor = _identify(conn)
     found: Actor | None = g.actor
@@ -213,6 +217,7 @@ def _by_key(conn: Connection) -> Actor | None:
         key = None
     digest = key.digest if key else bytes(32)  # an unknown key takes as long
     if not state().pepper.matches(given.password or "", digest) or key is None:
+        _note_failure(given.username or "", given.password or "")
         return None
     return Actor("api_key", key.id, key.description, roles={key.organization_id: key.role})
 
@@ -285,21 +290,19 @@ def check_password(email: str, password: str) -> User:
     Raises:
         NotFound: no.
         Forbidden: yes, but the user is blocked.
-        TooManyRequests: too many failures from the client's network.
+        TooManyRequests: the client's network is banned for guessing.
     """
+    _refuse_banned()
     email = email.replace("\0", "").strip().lower()[:254]
-    account, network = f"account:{email}", f"network:{_network()}"
+    account = f"account:{email}"
     with state().db.transaction() as conn:
-        if users.recent_failures(conn, network, ADDRESS_WINDOW) >= ADDRESS_FAILURES:
-            text = "Too many failed logins from your network. Try again in ten minutes."
-            raise TooManyRequests(text, retry_after=int(ADDRESS_WINDOW.total_seconds()))
         guessed = users.recent_failures(conn, account, ACCOUNT_WINDOW) >= ACCOUNT_FAILURES
         user = users.by_email(conn, email)
     right = vault.check_password(password, user.password_hash if user else None)  # no connection is held meanwhile
     if user is None or guessed or not right:
         with state().db.transaction() as conn:
             users.record_failure(conn, account)
-            users.record_failure(conn, network)
+        _note_failure(email, password)
         raise NotFound("There is no user with this email address and password.")
     if user.is_blocked:
         raise Forbidden("This user is blocked. Contact the operator.")
@@ -312,15 +315,18 @@ def client_address() -> str:
     return request.remote_addr or "127.0.0.1"  # a UNIX socket has none
 
 
-def _network() -> str:
-    """The client's address; of IPv6 the /64, which is one subscriber."""
-    try:
-        address = ipaddress.ip_address(client_address().partition("%")[0])
-    except ValueError:
-        return client_address()[:100]  # what a proxy of ours says it is
-    if address.version == 4 or address.ipv4_mapped:
-        return str(address if address.version == 4 else address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
+def _refuse_banned() -> None:
+    """Whoever guesses is not listened to for a while, at no door. Sessions that exist are not touched by it."""
+    guard = state().guard
+    guard.sync_if_due(state().db)
+    if seconds := guard.banned(network_of(client_address())):
+        text = f"Too many failed logins from your network. Try again in {math.ceil(seconds / 60)} minutes."
+        raise TooManyRequests(text, retry_after=math.ceil(seconds))
+
+
+def _note_failure(account: str, password: str) -> None:
+    """Count a failed login. The answer is not held back, as by SMTP: it would hold one of few threads."""
+    state().guard.failed(network_of(client_address()), account, password)
 
 
 # Forged requests

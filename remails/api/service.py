@@ -20,7 +20,7 @@ DIAGNOSTICS
     setting or credential is wrong, or the port is taken.
 
 CONFIGURATION
-    [api], [database], [bus] endpoints, [mail]; credentials database_password (optional), encryption_keys, pepper,
+    [api], [bans], [database], [bus] endpoints, [mail]; credentials database_password (optional), encryption_keys, pepper,
     bus_client_key (where there is a bus)
 """
 
@@ -46,6 +46,7 @@ from remails.bus.client import Publisher
 from remails.config import Settings
 from remails.db import Database
 from remails.errors import ConfigError
+from remails.guard import Guard
 from remails.logs import Log
 from remails.store import server
 from remails.vault import Pepper, Vault
@@ -89,6 +90,7 @@ def _parts(settings: Settings) -> State:
         Publisher(settings.bus, settings.bus_client_key()),
         Vault(settings.credential("encryption_keys")),
         Pepper(settings.credential("pepper")),
+        Guard(settings.bans, "api"),
     )
 
 

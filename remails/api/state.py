@@ -11,6 +11,7 @@ import flask
 from remails.bus.client import Publisher
 from remails.config import Settings
 from remails.db import Database
+from remails.guard import Guard
 from remails.throttle import Throttle
 from remails.vault import Pepper, Vault
 
@@ -24,6 +25,7 @@ class State:
     publisher: Publisher
     vault: Vault = field(repr=False)
     pepper: Pepper = field(repr=False)
+    guard: Guard = field(repr=False)
     throttle: Throttle = field(default_factory=Throttle, repr=False)
 
 

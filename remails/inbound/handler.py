@@ -5,6 +5,7 @@
 the next transaction together, and each is answered only after its commit.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from remails.bus.client import Publisher
 from remails.config import Mail
 from remails.db import Coalescer, Connection, Database
 from remails.errors import Refused, Unavailable
+from remails.guard import Guard, network_of
 from remails.inbound import auth
 from remails.inbound.lookup import Lookup
 from remails.inbound.transaction import Client, Envelope
@@ -27,12 +29,15 @@ from remails.vault import Pepper
 
 log = Log("remails.inbound")
 
+_MOST_SLOWED = 500
+
 
 class Handler:
     """The policy behind all sessions of a process."""
 
-    def __init__(self, db: Database, publisher: Publisher, pepper: Pepper, mail: Mail) -> None:
-        self._db, self._publisher, self._mail = db, publisher, mail
+    def __init__(self, db: Database, publisher: Publisher, pepper: Pepper, mail: Mail, guard: Guard) -> None:
+        self._db, self._publisher, self._mail, self._guard = db, publisher, mail, guard
+        self._slowed = 0
         self._authenticate = auth.Authenticator(db, pepper)
         self._throttle = Throttle()
         self._may_send: Lookup[tuple[Sender, str], bool] = Lookup(db, self._check_senders)
@@ -44,16 +49,29 @@ class Handler:
         """AUTH: have the exchange of `mechanism`, then look whom the login speaks for."""
         login = await auth.MECHANISMS[mechanism](initial, ask)
         try:
+            if self._guard.banned(network_of(client.address)):  # since it connected
+                raise Refused(454, "4.7.0", "Too many failed logins from your network, try again later", status=429)
             client.sender = await self._authenticate(login)
-        except Refused:
+        except Refused as refusal:
             client.failed_logins += 1
             log.warning("login failed", client=client.address, user=login.username)
+            if refusal.code == 535:
+                await self._slow(self._guard.failed(network_of(client.address), login.username, login.password))
             raise
         except Unavailable as error:
             log.warning("login put off", client=client.address, reason=error)
             return "454 4.7.0 Temporary authentication failure"  # RFC 4954 §6
         client.username = login.username
         return "235 2.7.0 Authentication successful"
+
+    async def _slow(self, seconds: float) -> None:
+        """Keep a guesser waiting. So many at once, and no more: those who wait hold a connection of ours."""
+        if seconds and self._slowed < _MOST_SLOWED:
+            self._slowed += 1
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                self._slowed -= 1
 
     async def begin(self, client: Client, envelope: Envelope, path: str, smtputf8: bool) -> str:
         """MAIL: take the envelope sender, if its domain is the client's."""

@@ -24,15 +24,17 @@ DIAGNOSTICS
     never logged. Exit status 78: a setting or credential is wrong, a port is taken, or the certificate cannot be used.
 
 CONFIGURATION
-    [inbound], [mail], [database], [bus]; credentials pepper, bus_client_key, database_password.
+    [inbound], [bans], [mail], [database], [bus]; credentials pepper, bus_client_key, database_password.
     Certificates that change on disk are used for new connections within seconds. Peers in `proxy_trusted` begin with a
     PROXY header and are closed without a word if they do not.
+    A client that guesses at passwords is answered ever more slowly and then banned: see `remails bans`.
     Sockets of systemd named smtps, submission and alternate go before the ports of [inbound].
 """
 
 import asyncio
 import errno
 import ipaddress
+import math
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +45,7 @@ from remails.bus.client import Publisher
 from remails.config import Settings
 from remails.db import Database
 from remails.errors import ConfigError
+from remails.guard import Guard, network_of
 from remails.inbound import proxy
 from remails.inbound.certificates import Certificates
 from remails.inbound.handler import Handler
@@ -81,9 +84,10 @@ async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Se
     pepper = Pepper(settings.credential("pepper"))
     publisher = Publisher(settings.bus, settings.bus_client_key())
     db = Database(settings.database, settings.database_password(), "inbound")
-    handler = Handler(db, publisher, pepper, settings.mail)
+    guard = Guard(settings.bans, "inbound", settings.inbound.proxy_trusted)
+    handler = Handler(db, publisher, pepper, settings.mail, guard)
     certificates = Certificates(settings.inbound)
-    server = Server(settings, handler, certificates)
+    server = Server(settings, handler, certificates, guard)
 
     async def reload() -> None:
         certificates.reload()
@@ -92,7 +96,13 @@ async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Se
         await db.call(database_server.check)
         return f"taking mail on {', '.join(server.names)}"
 
-    reloading = asyncio.create_task(service.forever("certificates", stop, _RELOAD_INTERVAL, reload))
+    async def sync() -> None:
+        await db.call(guard.sync)
+
+    repeating = [
+        asyncio.create_task(service.forever("certificates", stop, _RELOAD_INTERVAL, reload)),
+        asyncio.create_task(service.forever("bans", stop, settings.bans.sync_interval, sync)),
+    ]
     try:
         publisher.open()
         db.open()
@@ -103,7 +113,8 @@ async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Se
         await handler.flush()
         await telling
     finally:
-        reloading.cancel()
+        for task in repeating:
+            task.cancel()
         server.close()
         db.close()
         publisher.close()
@@ -116,8 +127,9 @@ class Server:
     handshake where TLS begins at once, then the session. So nobody waits for a peer that is slow.
     """
 
-    def __init__(self, settings: Settings, handler: Handler, certificates: Certificates) -> None:
+    def __init__(self, settings: Settings, handler: Handler, certificates: Certificates, guard: Guard) -> None:
         self._settings, self._handler, self._certificates = settings, handler, certificates
+        self._guard = guard
         self._trusted = [ipaddress.ip_network(network) for network in settings.inbound.proxy_trusted]
         self._listeners: dict[socket.socket, str] = {}
         self._opening: set[asyncio.Task[None]] = set()
@@ -186,6 +198,8 @@ class Server:
         client = "unknown"
         try:
             client = await self._client(connection)
+            if seconds := self._guard.banned(network_of(client)):
+                return await _turn_away(connection, client, seconds, speaks=not tls)
             if len(self._opening) > self._settings.inbound.max_connections:
                 raise OSError("too many connections are being opened")
             secure: dict[str, Any] = {
@@ -203,6 +217,7 @@ class Server:
         except asyncio.CancelledError:
             connection.close()
             raise
+        return None
 
     async def _client(self, connection: socket.socket) -> str:
         """The address of who speaks: the peer, or whom a trusted peer speaks for."""
@@ -254,6 +269,16 @@ class Server:
             _, late = await asyncio.wait(self._opening, timeout=_OPENING_TIMEOUT)
             for task in late:
                 task.cancel()
+
+
+async def _turn_away(connection: socket.socket, client: str, seconds: float, *, speaks: bool) -> None:
+    """End the connection of a banned client. Where TLS comes first it hears no reason: a handshake is what costs us most."""
+    log.debug("banned client turned away", client=client)
+    with connection:
+        if speaks:
+            minutes = math.ceil(seconds / 60)
+            text = f"421 4.7.0 Too many failed logins from your network, try again in {minutes} minutes\r\n"
+            await asyncio.get_running_loop().sock_sendall(connection, text.encode())
 
 
 def _bind(host: str, port: int, setting: str) -> socket.socket:

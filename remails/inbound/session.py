@@ -14,7 +14,6 @@ It is not renewed before a login: nobody holds a connection for longer than `inb
 import asyncio
 import base64
 import contextlib
-import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -22,6 +21,7 @@ from aiosmtpd import smtp
 
 from remails.config import Settings
 from remails.errors import Refused
+from remails.guard import network_of
 from remails.inbound import auth, data, syntax
 from remails.inbound.certificates import Certificates
 from remails.inbound.handler import Handler
@@ -474,9 +474,3 @@ def address_of(peer: object) -> str:
         return "unknown"
     host = str(peer[0])
     return host.removeprefix("::ffff:") if "." in host else host
-
-
-def network_of(client: str) -> str:
-    """What counts as one client: an IPv4 address, or the /64 network that an IPv6 site gives to one machine at least."""
-    address = ipaddress.ip_address(client.partition("%")[0])
-    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))

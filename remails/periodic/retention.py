@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from remails.db import Connection, Database
 from remails.logs import Log
-from remails.store import addresses, messages, suppressions, users
+from remails.store import addresses, bans, messages, suppressions, users
 
 log = Log("remails.periodic")
 
@@ -18,12 +18,13 @@ _BATCH = 500
 
 
 async def run(db: Database) -> None:
-    """Forget bodies, messages, what happened to addresses, expired sessions, failed logins and stale suppressions."""
+    """Forget bodies, messages, what happened to addresses, expired sessions, failed logins, guessers and stale suppressions."""
     removed = {
         "bodies": await _batches(db, lambda conn: messages.remove_old_bodies(conn, _BATCH)),
         "messages": await _batches(db, lambda conn: messages.remove_old(conn, MESSAGE_DAYS, _BATCH)),
         "address_events": await _batches(db, lambda conn: addresses.remove_old_events(conn, EVENT_DAYS, _BATCH)),
         "logins": await db.call(users.purge),
+        "bans": await db.call(bans.purge),
         "suppressions": await db.call(suppressions.purge),
     }
     if any(removed.values()):

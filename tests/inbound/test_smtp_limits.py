@@ -1,10 +1,21 @@
 """Limits of an organization and of a guessing client, as the client sees them."""
 
-from inbound.dialogue import Dialogue
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from inbound.dialogue import Dialogue, plain
 from inbound.running import Running
+from installation import eventually
 from seed import Tenant
 
+from remails import guard
+from remails.config import Bans
 from remails.db import Database
+from remails.store import bans as store
 from remails.store import plans
 from remails.store.rates import Rate
 
@@ -33,3 +44,86 @@ def test_a_used_up_quota_is_told_at_mail_from(inbound: Running, acme: Tenant, db
         assert dialogue.say("MAIL FROM:<a@acme.example>").startswith(
             "452 4.7.1 The monthly quota of 0 messages is used up"
         )
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers to guesses wait a hundredth of the time."""
+    monkeypatch.setattr(guard, "_FIRST_DELAY", 0.005)
+    monkeypatch.setattr(guard, "LONGEST_DELAY", 0.08)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Closes the connections."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def source(running: Running, address: str, name: str = "submission") -> Dialogue:
+    """A client at an address of its own."""
+    return Dialogue(running.port(name), smtps=name == "smtps", source=address)
+
+
+def test_a_guessing_client_is_slowed_and_banned_and_nobody_else(
+    run: Callable[..., Running], acme: Tenant, db: Database, quick: None, stack: ExitStack
+) -> None:
+    inbound = run(bans=Bans(allow=(), sync_interval=0.05))
+    working = stack.enter_context(source(inbound, "127.0.0.66", "smtps")).log_in(acme)  # before: it stays
+    guesses, last = 0, ""
+    waits: list[float] = []
+    while guesses < 100:
+        with source(inbound, "127.0.0.66") as guesser:
+            last = guesser.reply()
+            if not last.startswith("220"):
+                break
+            guesser.say("EHLO client.example")
+            guesser.start_tls()
+            guesser.say("EHLO client.example")
+            for _ in range(3):
+                guesses += 1
+                started = time.monotonic()
+                if guesser.say(f"AUTH PLAIN {plain(acme.smtp_username, f'guess {guesses}')}")[:3] not in ("535", "454"):
+                    break
+                waits.append(time.monotonic() - started)
+    assert 10 <= guesses <= 12
+    assert waits[5] > 0.07 > waits[0]
+    assert re.fullmatch(r"421 4\.7\.0 Too many failed logins from your network, try again in 1[45] minutes", last)
+    with socket.create_connection(("127.0.0.1", inbound.port("smtps")), 10, ("127.0.0.66", 0)) as refused:
+        assert refused.recv(100) == b""  # not even a handshake
+    with source(inbound, "127.0.0.67") as good:
+        good.log_in(acme)
+        good.envelope("a@acme.example")
+        good.send(MAIL)
+        assert good.reply().startswith("250 2.6.0 ")
+    working.envelope("a@acme.example")
+    working.send(MAIL)
+    assert working.reply().startswith("250 2.6.0 ")
+    (banned,) = [row for row in db.run(store.list_, guard.limit_of(Bans()), 100) if row.banned_until]
+    assert (banned.name, banned.service, banned.bans) == ("127.0.0.66", "inbound", 1)
+
+
+def test_a_success_forgives_nothing_and_the_right_password_does_not_help_who_is_banned(
+    run: Callable[..., Running], acme: Tenant, db: Database, quick: None, stack: ExitStack
+) -> None:
+    inbound = run(bans=Bans(allow=(), sync_interval=0.05, guesses=4))
+    open_already = stack.enter_context(source(inbound, "127.0.0.66", "smtps"))
+    open_already.reply()
+    open_already.say("EHLO client.example")
+    for number in range(4):
+        with source(inbound, "127.0.0.66", "smtps") as guesser:
+            guesser.reply()
+            guesser.say("EHLO client.example")
+            assert guesser.say(f"AUTH PLAIN {plain('victim', f'guess {number}')}").startswith("535 ")
+        if number < 3:
+            stack.enter_context(source(inbound, "127.0.0.66", "smtps")).log_in(acme)  # its own account
+    reply = open_already.say(f"AUTH PLAIN {plain(acme.smtp_username, acme.smtp_password)}")
+    assert reply == "454 4.7.0 Too many failed logins from your network, try again later"
+    eventually(lambda: db.run(store.lift, "127.0.0.66"), bool)
+    stack.enter_context(source(inbound, "127.0.0.67")).log_in(acme)
+
+    def welcome() -> str:
+        with source(inbound, "127.0.0.66") as client:
+            return client.reply()[:3]
+
+    assert eventually(welcome, lambda code: code == "220") == "220"
