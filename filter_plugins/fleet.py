@@ -29,7 +29,7 @@ def of_family(networks: Iterable[str], version: int) -> list[str]:
     return [str(network) for network in networks if (":" in network) == (version == 6)]
 
 
-def bus_endpoint(ip: str) -> dict[str, str]:
+def endpoint(ip: str) -> dict[str, str]:
     """Where the bus of the host with this address is, for publishers and for subscribers."""
     host = f"[{ip}]" if ":" in ip else ip
     return {"publish": f"tcp://{host}:5561", "subscribe": f"tcp://{host}:5562"}
@@ -85,7 +85,7 @@ class FilterModule:
             "address": address,
             "address_option": address_option,
             "addresses": addresses,
-            "bus_endpoint": bus_endpoint,
+            "endpoint": endpoint,
             "unit_credentials": unit_credentials,
             "dsn_hosts": dsn_hosts,
             "of_family": of_family,

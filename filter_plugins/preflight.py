@@ -1,0 +1,285 @@
+"""What is wrong with an inventory, before anything is touched: each mistake is a sentence that says what to change."""
+
+import collections
+import difflib
+import importlib.util
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleError
+
+PROJECT = Path(__file__).parents[1]
+SERVICES = ("bus", "api", "inbound", "outbound", "periodic", "ipagent")
+GROUPS = (*SERVICES, "database")
+SPEAKERS = tuple(service for service in SERVICES if service != "bus")
+"""Those who speak to the database."""
+
+DEBIAN = ("12", "13")
+
+Groups = Mapping[str, list[str]]
+Host = Mapping[str, Any]
+Hosts = Mapping[str, Host]
+
+
+def mistakes(groups: Groups, hostvars: Mapping[str, Host]) -> list[str]:
+    """Every mistake in the inventory, each once."""
+    hosts = {name: hostvars[name] for name in groups["all"]}
+    found: dict[str, None] = {}
+    for check in CHECKS:
+        try:
+            found |= dict.fromkeys(check(groups, hosts))
+        except AnsibleError as error:  # a variable that cannot be worked out
+            found[f"The inventory cannot be worked out: {error.message}"] = None
+    return list(found)
+
+
+def group_names(groups: Groups, _hosts: Hosts) -> Iterator[str]:
+    """Every group is there and has hosts; a name that is nearly one of ours is a slip."""
+    for name in groups:
+        if name not in GROUPS and (near := difflib.get_close_matches(name, GROUPS, 1, 0.8)):
+            yield f"The group {name} means nothing here; did you mean {near[0]}?"
+    for name in SERVICES:
+        if not groups.get(name):
+            yield f"No host is in the group {name}; put one there."
+    for one, other in (("outbound", "ipagent"), ("ipagent", "outbound")):
+        for name in sorted({*groups.get(one, ())} - {*groups.get(other, ())}):
+            yield f"{name} is in the group {one} and not in {other}; a host that sends needs both."
+
+
+def variables(_groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """A variable that begins with a role's word is one of that role."""
+    known = {name for role in (PROJECT / "roles").iterdir() for name in _options(role)}
+    words = "|".join(role.name for role in (PROJECT / "roles").iterdir())
+    for name in sorted({name for host in hosts.values() for name in host}):
+        if re.match(rf"(?:{words})_", name) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            yield f"The variable {name} is unknown; {f'did you mean {near[0]}?' if near else 'take it out.'}"
+
+
+def _options(role: Path) -> Iterable[str]:
+    specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]
+    return {name for entry in specs.values() for name in entry["options"]}
+
+
+def host_addresses(_groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """Each host has an address of its own for the others."""
+    owners = collections.defaultdict(list)
+    for name, host in hosts.items():
+        address = str(host.get("remails_address") or host.get("ansible_host") or name)
+        for one in (address, *host.get("remails_more_addresses", ())):
+            owners[one].append(name)
+            if not _is(ipaddress.ip_address, one):
+                yield f"{name} has the address {one!r}, which is no IP address; set remails_address to one."
+            elif len(hosts) > 1 and ipaddress.ip_address(one).is_loopback:
+                yield f"{name} has the address {one}, which no other host can reach; set remails_address to another."
+    for address, names in owners.items():
+        if len(names) > 1:
+            yield f"The hosts {_and(names)} have the same address {address}; give each its own remails_address."
+
+
+def networks(_groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """The firewall's lists are lists of networks, and somebody may come in by ssh."""
+    for name, host in hosts.items():
+        if not host.get("firewall_control"):
+            yield f"{name} has no firewall_control; list the addresses from which Ansible comes, or nobody could log in."
+        for variable in ("firewall_control", "firewall_clients"):
+            for network in host.get(variable) or ():
+                if not _is(ipaddress.ip_network, network):
+                    yield f"{variable} has {network!r}, which is no network; write it like 192.0.2.0/24 or 2001:db8::/32."
+
+
+def hostname(_groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """The relay has a name."""
+    for host in hosts.values():
+        text = str(host.get("remails_hostname") or "")
+        if not re.fullmatch(r"(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z0-9-]{2,63}", text):
+            yield f"remails_hostname is {text!r}; set it to the full name of the relay, like relay.example.com."
+
+
+def secrets(groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """Each host has what its units load."""
+    for service in SERVICES:
+        unit = (PROJECT / f"systemd/remails-{service}.service").read_text(encoding="utf-8")
+        for name in re.findall(r"^LoadCredential=(\w+):", unit, re.MULTILINE):
+            for host in groups.get(service, ()):
+                if name == "provider_token" and _provider(hosts[host]) == "static":
+                    continue
+                if not str(hosts[host].get(f"remails_{name}") or "").strip():
+                    maker = _provider(hosts[host]) if name == "provider_token" else "remails keys vault"
+                    yield f"The secret remails_{name} is missing for {host}; put one of {maker} into its vault.yml."
+    for variable in ("remails_bus_server_public_key", "remails_bus_client_public_keys"):
+        for host in {name for service in SERVICES for name in groups.get(service, ())}:
+            keys = hosts[host].get(variable) or []
+            if not keys or any(len(key) != 40 for key in ([keys] if isinstance(keys, str) else keys)):
+                yield f"{variable} is missing or not 40 characters long; remails keys vault writes it beside the secrets."
+
+
+def database(groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """There is one database: a host of ours, or one that remails_dsn names."""
+    ours = groups.get("database") or []
+    if len(ours) > 1:
+        yield f"The group database has the hosts {_and(ours)}; leave one in it."
+    for name in {name for service in SPEAKERS for name in groups.get(service, ())}:
+        dsn, mode = str(hosts[name].get("remails_dsn") or ""), hosts[name].get("postgresql_mode")
+        if mode not in (None, "single", "managed"):
+            yield f"postgresql_mode is {mode!r}; make it single or managed."
+        if mode == "managed" and ours:
+            yield f"postgresql_mode is managed, but {ours[0]} is in the group database; take it out, or make it single."
+        if mode == "single" and not ours:
+            yield "postgresql_mode is single, but no host is in the group database; put one there."
+        if dsn and ours:
+            yield f"Both remails_dsn and the group database ({ours[0]}) say where the database is; take one out."
+        elif dsn:
+            yield from _dsn(dsn)
+        elif not ours:
+            yield "There is no database; put a host into the group database, or set remails_dsn."
+
+
+def _dsn(dsn: str) -> Iterator[str]:
+    if "://" not in dsn and not re.fullmatch(r"\s*(?:\w+\s*=\s*(?:'[^']*'|[^\s']+)\s*)+", dsn):
+        yield "remails_dsn is no connection string; write it like host=db.example.com dbname=remails user=remails."
+        return
+    if re.search(r"\bpassword\s*=|://[^/@]*:[^/@]*@", dsn):
+        yield "remails_dsn has a password in it; take it out and set remails_database_password in the vault."
+    if not re.search(r"\bhost(?:addr)?\s*=\s*[^\s,]|://(?:[^/@]*@)?[^/@]", dsn):
+        yield "remails_dsn names no host; add host=."
+    several = re.search(r"\bhost(?:addr)?\s*=\s*\S+,|://[^/]*,", dsn)
+    if several and not re.search(r"target_session_attrs\s*=\s*(?:read-write|primary)", dsn):
+        yield "remails_dsn names several hosts; add target_session_attrs=read-write, so that the one that writes is found."
+
+
+def pools(groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """Pools are named once, and one is the default."""
+    for host in _declaring(groups, hosts):
+        declared = host.get("ipagent_pools") or []
+        for name in _twice(pool.get("name") for pool in declared):
+            yield f"The pool {name} is declared twice in ipagent_pools; take one out."
+        default = [pool.get("name") for pool in declared if pool.get("default")]
+        if declared and len(default) != 1:
+            yield f"ipagent_pools has {len(default)} default pools; give default: true to one."
+
+
+def outbound_addresses(groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """Outbound addresses are addresses, each once, in a pool there is, at a host that can hold them."""
+    holders = groups.get("ipagent", ())
+    for host in _declaring(groups, hosts):
+        declared = host.get("ipagent_addresses") or []
+        known = [pool.get("name") for pool in host.get("ipagent_pools") or []]
+        for ip in _twice(_plain(one.get("ip")) for one in declared):
+            yield f"The address {ip} is twice in ipagent_addresses; take one out."
+        for one in declared:
+            ip, pool, preferred = one.get("ip"), one.get("pool"), one.get("preferred_host")
+            if not _is(ipaddress.ip_address, ip):
+                yield f"ipagent_addresses has {ip!r}, which is no IP address; write one like 203.0.113.11."
+            if pool not in known:
+                yield f"The address {ip} is in the pool {pool}, which is unknown; declare it in ipagent_pools ({_and(known)})."
+            if preferred and preferred not in holders:
+                yield f"The address {ip} prefers the host {preferred}, which is not in the group ipagent ({_and(holders)})."
+            if not one.get("ptr_name"):
+                yield f"The address {ip} has no ptr_name; set it to its reverse name."
+            provider = one.get("provider", "static")
+            if holders and provider not in {_provider(hosts[name]) for name in holders}:
+                yield f"The address {ip} is moved by {provider}, but no host of ipagent is; set ipagent.provider in remails_settings."
+
+
+def settings(_groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """The sections, words and types of remails/config.py, where it is installed on the controller."""
+    try:
+        config = importlib.import_module("remails.config")
+    except ImportError:
+        return
+    toml = _beside("fleet").toml
+    for name, host in hosts.items():
+        for variable in ("remails_settings", "remails_host_settings"):
+            said = host.get(variable) or {}
+            whole = {"host": name, "mail": {"hostname": "x"}, "database": {"dsn": "x"}}
+            for section, values in said.items():
+                merged = isinstance(values, Mapping) and isinstance(whole.get(section), Mapping)
+                whole[section] = {**whole[section], **values} if merged else values
+            try:
+                config.decode("\n".join(f"{key} = {toml(value)}" for key, value in whole.items()).encode(), variable)
+            except config.ConfigError as error:
+                yield f"{error}; the words are those of remails/config.py."
+
+
+def host_mistakes(name: str, facts: Mapping[str, Any], control: Iterable[str]) -> list[str]:
+    """What is wrong with a host itself, by its facts."""
+    found = []
+    distribution, version = facts.get("distribution"), facts.get("distribution_major_version")
+    if distribution != "Debian" or version not in DEBIAN:
+        found.append(f"{name} has {distribution} {version}; install Debian {' or '.join(DEBIAN)}.")
+    if facts.get("architecture", "x86_64") != "x86_64":
+        found.append(f"{name} is a machine of {facts['architecture']}; take one of x86_64.")
+    came_from = facts.get("env", {}).get("SSH_CONNECTION", "").partition(" ")[0].removeprefix("::ffff:")
+    if came_from and not any(_holds(network, came_from) for network in control):
+        found.append(f"Ansible comes to {name} from {came_from}, which firewall_control would lock out; add it there.")
+    return found
+
+
+def _holds(network: str, address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]) in ipaddress.ip_network(network, strict=False)
+
+
+def _beside(name: str) -> Any:
+    """Another module of this folder; Ansible loads each by itself."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _declaring(groups: Groups, hosts: Hosts) -> list[Host]:
+    """The host on which pools and addresses are declared."""
+    return [hosts[name] for name in groups.get("periodic", ())[:1]]
+
+
+def _provider(host: Host) -> str:
+    said = [(host.get(name) or {}).get("ipagent") or {} for name in ("remails_settings", "remails_host_settings")]
+    return str(said[1].get("provider") or said[0].get("provider") or "static")
+
+
+def _twice(names: Iterable[Any]) -> list[Any]:
+    return [name for name, number in collections.Counter(names).items() if number > 1]
+
+
+def _is(kind: Callable[[str], object], text: Any) -> bool:
+    try:
+        kind(str(text))
+    except ValueError:
+        return False
+    return True
+
+
+def _plain(ip: Any) -> str:
+    return str(ipaddress.ip_address(str(ip))) if _is(ipaddress.ip_address, ip) else str(ip)
+
+
+def _and(names: Iterable[str]) -> str:
+    return ", ".join(map(str, names)) or "none"
+
+
+CHECKS = (
+    group_names,
+    variables,
+    host_addresses,
+    networks,
+    hostname,
+    secrets,
+    database,
+    pools,
+    outbound_addresses,
+    settings,
+)
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, Any]:
+        """The filters by name."""
+        return {"mistakes": mistakes, "host_mistakes": host_mistakes}

@@ -1,0 +1,280 @@
+"""Mistakes in an inventory, and the sentence that each gets before anything is touched."""
+
+import copy
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from play import PROJECT, Ansible
+
+_spec = importlib.util.spec_from_file_location("preflight", PROJECT / "filter_plugins/preflight.py")
+assert _spec and _spec.loader
+preflight = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(preflight)
+
+KEY = "k" * 40
+COMMON: dict[str, Any] = {
+    "remails_hostname": "relay.example.com",
+    "firewall_control": ["192.0.2.1"],
+    "remails_settings": {},
+    **{f"remails_{name}": "secret" for name in ("database_password", "encryption_keys", "pepper")},
+    **{f"remails_{name}": KEY for name in ("bus_server_key", "bus_client_key", "bus_server_public_key")},
+    "remails_bus_client_public_keys": [KEY],
+    "ipagent_pools": [{"name": "shared", "default": True}, {"name": "acme"}],
+    "ipagent_addresses": [
+        {"ip": "203.0.113.11", "pool": "shared", "ptr_name": "out11.example.com", "preferred_host": "out1"},
+        {"ip": "203.0.113.21", "pool": "acme", "ptr_name": "out21.example.com"},
+    ],
+}
+
+
+class Inventory:
+    """An inventory without a mistake, to make one in."""
+
+    def __init__(self) -> None:
+        app, out = ["app1", "app2"], ["out1", "out2"]
+        self.groups = {
+            "all": [*app, *out, "data1"],
+            **{word: [*app] for word in ("api", "inbound", "bus", "periodic")},
+            "outbound": [*out],
+            "ipagent": [*out],
+            "database": ["data1"],
+        }
+        self.hosts = {
+            name: copy.deepcopy(COMMON) | {"ansible_host": f"10.0.0.{number}"}
+            for number, name in enumerate(self.groups["all"], 1)
+        }
+
+    def set(self, **variables: Any) -> None:
+        """Give every host a variable."""
+        for host in self.hosts.values():
+            host.update(copy.deepcopy(variables))
+
+    def each(self, change: Callable[[dict[str, Any]], object]) -> None:
+        """Change every host."""
+        for host in self.hosts.values():
+            change(host)
+
+    def managed(self, dsn: str) -> None:
+        """Take the database of somebody else."""
+        self.groups["database"] = []
+        self.set(remails_dsn=dsn)
+
+
+def test_inventory_without_a_mistake() -> None:
+    inventory = Inventory()
+    assert preflight.mistakes(inventory.groups, inventory.hosts) == []
+    inventory.managed("host=a,b port=5432 dbname=remails user=remails target_session_attrs=read-write")
+    assert preflight.mistakes(inventory.groups, inventory.hosts) == []
+    inventory.managed("postgresql://remails@db.example.com/remails?sslmode=verify-full")
+    assert preflight.mistakes(inventory.groups, inventory.hosts) == []
+
+
+Mistake = tuple[Callable[[Inventory], object], str]
+MISTAKES: dict[str, Mistake] = {
+    "group that is nearly one of ours": (
+        lambda i: i.groups.update(outbuond=i.groups["outbound"]),
+        "The group outbuond means nothing here; did you mean outbound?",
+    ),
+    "group without hosts": (
+        lambda i: i.groups.update(inbound=[]),
+        "No host is in the group inbound; put one there.",
+    ),
+    "group that is missing": (lambda i: i.groups.pop("bus"), "No host is in the group bus; put one there."),
+    "sends without an agent": (
+        lambda i: i.groups["ipagent"].remove("out2"),
+        "out2 is in the group outbound and not in ipagent; a host that sends needs both.",
+    ),
+    "unknown variable": (
+        lambda i: i.set(remails_host_name="x"),
+        "The variable remails_host_name is unknown; did you mean remails_hostname?",
+    ),
+    "no address": (
+        lambda i: i.hosts["out1"].update(ansible_host="out1.example.com"),
+        "out1 has the address 'out1.example.com', which is no IP address; set remails_address to one.",
+    ),
+    "loopback": (
+        lambda i: i.hosts["out1"].update(remails_address="127.0.0.1"),
+        "out1 has the address 127.0.0.1, which no other host can reach; set remails_address to another.",
+    ),
+    "same address": (
+        lambda i: i.hosts["out1"].update(ansible_host="10.0.0.1"),
+        "The hosts app1, out1 have the same address 10.0.0.1; give each its own remails_address.",
+    ),
+    "nobody may log in": (
+        lambda i: i.each(lambda host: host.pop("firewall_control")),
+        "app1 has no firewall_control; list the addresses from which Ansible comes, or nobody could log in.",
+    ),
+    "no network": (
+        lambda i: i.set(firewall_clients=["10.0.0.0/33"]),
+        "firewall_clients has '10.0.0.0/33', which is no network; write it like 192.0.2.0/24 or 2001:db8::/32.",
+    ),
+    "no name": (
+        lambda i: i.set(remails_hostname="relay"),
+        "remails_hostname is 'relay'; set it to the full name of the relay, like relay.example.com.",
+    ),
+    "missing secret": (
+        lambda i: i.hosts["app2"].pop("remails_pepper"),
+        "The secret remails_pepper is missing for app2; put one of remails keys vault into its vault.yml.",
+    ),
+    "missing token": (
+        lambda i: i.set(remails_settings={"ipagent": {"provider": "upcloud"}}),
+        "The secret remails_provider_token is missing for out1; put one of upcloud into its vault.yml.",
+    ),
+    "half a key": (
+        lambda i: i.set(remails_bus_client_public_keys=[KEY, KEY[1:]]),
+        "remails_bus_client_public_keys is missing or not 40 characters long; remails keys vault writes it beside the secrets.",
+    ),
+    "two databases": (
+        lambda i: i.groups["database"].append("app1"),
+        "The group database has the hosts data1, app1; leave one in it.",
+    ),
+    "no database": (
+        lambda i: i.groups["database"].clear(),
+        "There is no database; put a host into the group database, or set remails_dsn.",
+    ),
+    "two places": (
+        lambda i: i.set(remails_dsn="host=a dbname=remails"),
+        "Both remails_dsn and the group database (data1) say where the database is; take one out.",
+    ),
+    "mode without database": (
+        lambda i: (i.groups["database"].clear(), i.set(postgresql_mode="single")),
+        "postgresql_mode is single, but no host is in the group database; put one there.",
+    ),
+    "bad DSN": (
+        lambda i: i.managed("db.example.com"),
+        "remails_dsn is no connection string; write it like host=db.example.com dbname=remails user=remails.",
+    ),
+    "DSN without host": (lambda i: i.managed("dbname=remails"), "remails_dsn names no host; add host=."),
+    "DSN with password": (
+        lambda i: i.managed("postgresql://remails:secret@db/remails"),
+        "remails_dsn has a password in it; take it out and set remails_database_password in the vault.",
+    ),
+    "DSN that may find a standby": (
+        lambda i: i.managed("host=a,b dbname=remails"),
+        "remails_dsn names several hosts; add target_session_attrs=read-write, so that the one that writes is found.",
+    ),
+    "pool twice": (
+        lambda i: i.each(lambda host: host["ipagent_pools"].append({"name": "acme"})),
+        "The pool acme is declared twice in ipagent_pools; take one out.",
+    ),
+    "no default pool": (
+        lambda i: i.each(lambda host: host["ipagent_pools"][0].pop("default")),
+        "ipagent_pools has 0 default pools; give default: true to one.",
+    ),
+    "unknown pool": (
+        lambda i: i.each(lambda host: host["ipagent_addresses"][1].update(pool="acne")),
+        "The address 203.0.113.21 is in the pool acne, which is unknown; declare it in ipagent_pools (shared, acme).",
+    ),
+    "address twice": (
+        lambda i: i.each(lambda host: host["ipagent_addresses"].append(host["ipagent_addresses"][0])),
+        "The address 203.0.113.11 is twice in ipagent_addresses; take one out.",
+    ),
+    "outbound address that is none": (
+        lambda i: i.each(lambda host: host["ipagent_addresses"][0].update(ip="203.0.113.256")),
+        "ipagent_addresses has '203.0.113.256', which is no IP address; write one like 203.0.113.11.",
+    ),
+    "host that cannot hold it": (
+        lambda i: i.each(lambda host: host["ipagent_addresses"][0].update(preferred_host="app1")),
+        "The address 203.0.113.11 prefers the host app1, which is not in the group ipagent (out1, out2).",
+    ),
+    "no reverse name": (
+        lambda i: i.each(lambda host: host["ipagent_addresses"][0].pop("ptr_name")),
+        "The address 203.0.113.11 has no ptr_name; set it to its reverse name.",
+    ),
+    "nobody moves it": (
+        lambda i: i.each(lambda host: host["ipagent_addresses"][0].update(provider="hetzner")),
+        "The address 203.0.113.11 is moved by hetzner, but no host of ipagent is; set ipagent.provider in remails_settings.",
+    ),
+    "unknown setting": (
+        lambda i: i.set(remails_settings={"api": {"wrokers": 2}}),
+        "remails_settings: api.wrokers: unknown key; the words are those of remails/config.py.",
+    ),
+    "setting of a wrong kind": (
+        lambda i: i.set(remails_host_settings={"outbound": {"port": "25"}}),
+        "remails_host_settings: outbound.port: expected `int`, got `str`; the words are those of remails/config.py.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_each_mistake_has_its_sentence(name: str) -> None:
+    make, sentence = MISTAKES[name]
+    inventory = Inventory()
+    make(inventory)
+    assert sentence in preflight.mistakes(inventory.groups, inventory.hosts)
+
+
+FACTS = {
+    "distribution": "Debian",
+    "distribution_major_version": "12",
+    "architecture": "x86_64",
+    "env": {"SSH_CONNECTION": "192.0.2.1 50000 10.0.0.1 22"},
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"distribution_major_version": "11"}, "out1 has Debian 11; install Debian 12 or 13."),
+        (
+            {"distribution": "Ubuntu", "distribution_major_version": "13"},
+            "out1 has Ubuntu 13; install Debian 12 or 13.",
+        ),
+        ({"architecture": "aarch64"}, "out1 is a machine of aarch64; take one of x86_64."),
+        (
+            {"env": {"SSH_CONNECTION": "198.51.100.7 50000 10.0.0.1 22"}},
+            "Ansible comes to out1 from 198.51.100.7, which firewall_control would lock out; add it there.",
+        ),
+    ],
+)
+def test_a_host_that_will_not_do(facts: dict[str, Any], sentence: str) -> None:
+    assert preflight.host_mistakes("out1", FACTS, ["192.0.2.0/24", "2001:db8::/32"]) == []
+    assert preflight.host_mistakes("out1", FACTS | facts, ["192.0.2.0/24", "2001:db8::/32"]) == [sentence]
+
+
+def write(folder: Path, inventory: Inventory) -> Path:
+    """The inventory as a file, of hosts whose connection would do nothing."""
+    quiet = {"ansible_connection": "local", "ansible_python_interpreter": "/bin/false"}
+    path = folder / "hosts.yml"
+    children = {group: {"hosts": dict.fromkeys(names)} for group, names in inventory.groups.items() if group != "all"}
+    hosts = {name: variables | quiet for name, variables in inventory.hosts.items()}
+    path.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}), encoding="utf-8")
+    return path
+
+
+def test_site_ends_with_every_sentence_before_it_comes_to_a_host(ansible: Ansible, tmp_path: Path) -> None:
+    names = ("unknown pool", "address twice", "missing secret", "group that is nearly one of ours", "unknown variable")
+    inventory = Inventory()
+    for name in names:
+        MISTAKES[name][0](inventory)
+    done = ansible("ansible-playbook", "--inventory", write(tmp_path, inventory), "playbooks/site.yml")
+    said = " ".join(done.stdout.split())
+    assert done.returncode != 0
+    assert [MISTAKES[name][1] for name in names if MISTAKES[name][1] not in said] == []
+    assert done.stdout.count("\nTASK") == 1
+
+
+def test_site_ends_at_an_unsupported_debian(ansible: Ansible, tmp_path: Path) -> None:
+    """The facts are those that an earlier run has kept."""
+    inventory = Inventory()
+    facts = tmp_path / "facts"
+    facts.mkdir()
+    for name in inventory.hosts:
+        version = "11" if name == "out2" else "12"
+        kept = {f"ansible_{key}": value for key, value in (FACTS | {"distribution_major_version": version}).items()}
+        kept["_ansible_facts_gathered"] = True
+        (facts / f"s1_{name}").write_text(json.dumps({"__payload__": json.dumps(kept)}), encoding="utf-8")
+    done = ansible(
+        *("ansible-playbook", "--inventory", write(tmp_path, inventory), "playbooks/site.yml"),
+        ANSIBLE_CACHE_PLUGIN="jsonfile",
+        ANSIBLE_CACHE_PLUGIN_CONNECTION=str(facts),
+    )
+    said = " ".join(done.stdout.split())
+    assert done.returncode != 0
+    assert "out2 has Debian 11; install Debian 12 or 13." in said
+    assert "out1 has" not in said
+    assert "TASK [base" not in done.stdout
