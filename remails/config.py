@@ -260,7 +260,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return text
 
     def database_password(self) -> str | None:
-        """The credential `database_password`; None where there is none, as with peer authentication. Raises ConfigError."""
+        """The credential `database_password`; None where there is none, as with peer authentication. Raises ConfigError.
+
+        While the password is being changed it has two lines, the new one first.
+        """
         with contextlib.suppress(PermissionError):  # which `credential` puts in words
             if not self.credential_path("database_password").exists():
                 return None

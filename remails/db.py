@@ -53,6 +53,7 @@ class Database:
         self._checking = threading.Lock()
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             self._conninfo,
+            connection_class=_Connection,
             min_size=1,
             max_size=settings.connections,
             timeout=settings.wait_timeout,
@@ -71,7 +72,7 @@ class Database:
 
     def _probe(self) -> None:
         try:
-            psycopg.connect(self._conninfo).close()
+            connect(self._conninfo).close()
         except psycopg.Error as error:
             raise ConfigError(f"database: cannot connect with database.dsn: {_first_line(error)}") from None
 
@@ -188,6 +189,28 @@ class Coalescer(Generic[T, R]):
         for (_, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)
+
+
+class _Connection(psycopg.Connection[TupleRow]):
+    """A connection by whichever of two passwords the server takes."""
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> "_Connection":
+        """Connect. While the role's password is being changed the credential has two lines, the new one first."""
+        first, *others = str(psycopg.conninfo.conninfo_to_dict(conninfo).get("password", "")).split("\n")
+        if not others:
+            return super().connect(conninfo, **kwargs)
+        try:
+            return super().connect(conninfo, **{**kwargs, "password": first})
+        except psycopg.OperationalError as error:
+            if error.pgconn is None or not error.pgconn.used_password:
+                raise
+        return super().connect(conninfo, **{**kwargs, "password": others[0]})
+
+
+def connect(conninfo: str, *, autocommit: bool = False) -> Connection:
+    """A connection of its own, outside any pool. Raises psycopg.OperationalError."""
+    return _Connection.connect(conninfo, autocommit=autocommit)
 
 
 def conninfo(settings: DatabaseSettings, password: str | None, name: str) -> str:

@@ -1,9 +1,11 @@
 """The way to the database: group commit, and outages that are always `Unavailable`."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from remails import db as db_module
@@ -165,3 +167,31 @@ def test_several_hosts_mean_the_one_that_can_be_written_to() -> None:
 def test_the_password_stands_in_no_setting_of_ours(database: DatabaseSettings) -> None:
     assert "password=" not in db_module.conninfo(database, None, "test")
     assert "password='p q'" in db_module.conninfo(database, "p q", "test")
+
+
+def test_while_the_password_is_changed_both_are_tried(tmp_path: Path) -> None:
+    with Server(tmp_path / "data", durable=False) as server:
+        with psycopg.connect(f"{server.dsn} dbname=postgres", autocommit=True) as conn:
+            conn.execute("CREATE ROLE remails LOGIN PASSWORD 'old'")
+        server.stop()
+        hba = tmp_path / "data/pg_hba.conf"
+        hba.write_text(f"local all remails scram-sha-256\n{hba.read_text()}")
+        server.start()
+        with psycopg.connect(f"{server.dsn} dbname=postgres", autocommit=True) as conn:
+            settings = DatabaseSettings(dsn=f"{server.dsn} user=remails dbname=postgres", wait_timeout=5)
+
+            def works(password: str) -> bool:
+                with contextlib.suppress(ConfigError):
+                    opened = Database(settings, password, "test")
+                    opened.open(wait=True)
+                    try:
+                        return opened.run(lambda conn: conn.execute("SELECT current_user").fetchone()) == ("remails",)
+                    finally:
+                        opened.close()
+                return False
+
+            assert works("old") and not works("new")
+            assert works("new\nold") and works("old\nnew")
+            conn.execute("ALTER ROLE remails PASSWORD 'new'")
+            assert works("new\nold") and works("new")
+            assert not works("neither\nold")

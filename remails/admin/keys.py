@@ -98,6 +98,12 @@ def _rotated_encryption(now: Mapping[str, object]) -> dict[str, object]:
     return {"remails_encryption_keys": "\n".join([fresh, *lines])}
 
 
+def _rotated_password(now: Mapping[str, object]) -> dict[str, object]:
+    # Two lines: a service tries the new one and then the old one.
+    known = str(now["remails_database_password"]).split()
+    return {"remails_database_password": "\n".join([vault.new_secret(), *known[:1]])}
+
+
 def _rotated_bus(now: Mapping[str, object]) -> dict[str, object]:
     known = now["remails_bus_client_public_keys"]
     return _new_server() | _new_client(known if isinstance(known, list) else [])
@@ -106,6 +112,7 @@ def _rotated_bus(now: Mapping[str, object]) -> dict[str, object]:
 def _without_old(now: Mapping[str, object]) -> dict[str, object]:
     known = now["remails_bus_client_public_keys"]
     return {
+        "remails_database_password": str(now["remails_database_password"]).split()[0],
         "remails_encryption_keys": str(now["remails_encryption_keys"]).split()[0],
         "remails_bus_client_public_keys": known[:1] if isinstance(known, list) else known,
     }
@@ -113,7 +120,7 @@ def _without_old(now: Mapping[str, object]) -> dict[str, object]:
 
 _ROTATIONS: dict[str, Callable[[Mapping[str, object]], dict[str, object]]] = {
     "bus": _rotated_bus,
-    "database": lambda _: {"remails_database_password": vault.new_secret()},
+    "database": _rotated_password,
     "encryption": _rotated_encryption,
     "forget": _without_old,
 }

@@ -70,7 +70,7 @@ class Leadership:
         return row is not None and bool(row[0])
 
     def _connect(self) -> db.Connection:
-        conn = psycopg.connect(self._conninfo, autocommit=True)
+        conn = db.connect(self._conninfo, autocommit=True)
         # How soon the server notices that the leader's host is gone; its own default is two hours.
         conn.execute("SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3")
         return conn

@@ -33,7 +33,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is untyp
         return _Backend(self._conninfo)
 
     def connect(self, _dburi: object) -> psycopg.Connection:
-        conn = psycopg.connect(self._conninfo, autocommit=True)
+        conn = db.connect(self._conninfo, autocommit=True)
         conn.execute("SET lock_timeout = '5s'")
         conn.execute("SET statement_timeout = '15min'")
         return conn

@@ -139,8 +139,12 @@ def test_a_new_password_of_the_database_is_all_that_changes(anywhere: Terminal, 
     anywhere.do("keys", "rotate", "database", str(secrets))
     after = secrets.read_text().splitlines()
     (index,) = [number for number, line in enumerate(before) if line != after[number]]
-    assert after[index].startswith('remails_database_password: "')
     assert len(before) == len(after)
+    (old,) = yaml.safe_load(before[index]).values()
+    new, kept = yaml.safe_load(after[index])["remails_database_password"].split("\n")
+    assert kept == old != new
+    anywhere.do("keys", "rotate", "forget", str(secrets))
+    assert _values(secrets)["remails_database_password"] == new
 
 
 def test_it_is_an_editor_for_ansible_vault(secrets: Path, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ REMAILS_FLEET_NAME=word keeps the fleet of that name when the run ends, and take
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from deployment import Customer, Deployment
 from hosts import CGROUPS, Fleet
 from world import World
 
@@ -94,3 +96,33 @@ def host(request: pytest.FixtureRequest) -> str:
 def spare(request: pytest.FixtureRequest) -> str:
     """A host of each Debian, by name."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def deployment(fleet: Fleet, world: World) -> Deployment:
+    """The installation, by site.yml on bare hosts, with addresses."""
+    made = Deployment(fleet, world)
+    if not made.is_there():
+        made.bring_addresses()
+        made.site().ok()
+        made.ready()
+    return made
+
+
+@pytest.fixture(scope="session")
+def customers(deployment: Deployment) -> dict[str, Customer]:
+    """Two organizations: ACME has a pool of its own, Other sends from the shared one."""
+    run = f"{time.time():.0f}"
+    return {"acme": deployment.customer(f"Acme{run}", "acme"), "other": deployment.customer(f"Other{run}")}
+
+
+@pytest.fixture
+def whole(deployment: Deployment) -> Iterator[None]:
+    """Afterwards every host is on and every address ready."""
+    yield
+    off = [host for host in deployment.fleet.hosts.values() if host.leader() is None]
+    for host in off:
+        host.start()
+        host.wait()
+    if off:
+        deployment.ready()

@@ -50,6 +50,8 @@ class Controller:
 
     def __init__(self, fleet: hosts.Fleet, groups: Mapping[str, list[str]], variables: Mapping[str, Any]) -> None:
         self._fleet = fleet
+        self.project = PROJECT
+        """The checkout whose playbooks are run."""
         self.directory = fleet.directory / "controller"
         self.inventory = self.directory / "inventory"
         self.inventory.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ class Controller:
         join = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(self._fleet.cgroup / "at-control/cgroup.procs")]
         return subprocess.Popen(
             [*join, *command],
-            cwd=PROJECT,
+            cwd=self.project,
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -13,13 +13,12 @@ import shlex
 import tomllib
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
 from controller import Controller, Run
 from hosts import BYOIP, CONTROL, Fleet, Host, until
-from load import Rest, Smtp
+from load import Load, Rest, Smtp
 from world import World
 
 from remails import cli
@@ -71,10 +70,11 @@ class Deployment:
 
     def __init__(self, fleet: Fleet, world: World) -> None:
         self.fleet, self.world = fleet, world
-        self.controller = Controller(fleet, GROUPS, self._variables(fleet.directory / "credentials"))
+        self.controller = Controller(fleet, GROUPS, self.variables())
 
-    def _variables(self, credentials: Path) -> dict[str, Any]:
+    def variables(self) -> dict[str, Any]:
         """What the inventory says beside who is what; the secrets are the same as long as the fleet lives."""
+        credentials = self.fleet.directory / "credentials"
         if not credentials.exists():
             done = CliRunner().invoke(cli.main, ["keys", "new", str(credentials)], catch_exceptions=False)
             (credentials / "database_password").write_text(secrets.token_hex(24), encoding="ascii")
@@ -189,3 +189,17 @@ class Deployment:
 
     def _missing(self, subjects: set[str], name: str) -> set[str]:
         return subjects - set(self.arrived(name))
+
+
+def load(deployment: Deployment, customer: Customer, door: str, name: str, **options: float) -> Load:
+    """A stream of mails to all hosts of one door."""
+    client = customer.smtp if door == "inbound" else customer.rest
+    return Load(deployment.fleet, f"{name} {secrets.token_hex(4)}", client, deployment.ips(door), **options)
+
+
+def check(deployment: Deployment, stream: Load, limit: float) -> None:
+    """Every mail was taken by some host, and what was taken arrived, once."""
+    assert stream.given_up == set(), stream.reasons()
+    deployment.wait_for(stream.subjects("accepted"), stream.name, limit)
+    until(lambda: deployment.waiting() == 0, limit, "the queue to be empty")
+    assert stream.doubled(deployment.arrived(stream.name)) == set()

@@ -1,18 +1,13 @@
 """The installation on the fleet: deployed by the real playbooks, then used and broken. Each test leaves it whole."""
 
-import secrets
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from deployment import API_PORT, GROUPS, HOLDERS, POOLS, Customer, Deployment
-from hosts import Fleet, until
-from load import Load
+from deployment import API_PORT, GROUPS, HOLDERS, POOLS, Customer, Deployment, check, load
+from hosts import until
 from ports import reachable
-from world import World
 
-pytestmark = [pytest.mark.fleet, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.fleet, pytest.mark.timeout(1800), pytest.mark.usefixtures("whole")]
 
 # The process table: who may speak to whom, and where. A host is also an outsider to all others.
 NEEDS_THE_DATABASE = ("api", "inbound", "outbound", "periodic", "ipagent")
@@ -25,50 +20,6 @@ TABLE = (
 )
 SERVICES = ("api", "inbound", "outbound", "bus", "periodic", "ipagent")
 EXPOSURE = 2.0
-
-
-@pytest.fixture(scope="session")
-def deployment(fleet: Fleet, world: World) -> Deployment:
-    """The installation, by site.yml on bare hosts, with addresses."""
-    made = Deployment(fleet, world)
-    if not made.is_there():
-        made.bring_addresses()
-        made.site().ok()
-        made.ready()
-    return made
-
-
-@pytest.fixture(scope="session")
-def customers(deployment: Deployment) -> dict[str, Customer]:
-    """Two organizations: ACME has a pool of its own, Other sends from the shared one."""
-    run = f"{time.time():.0f}"
-    return {"acme": deployment.customer(f"Acme{run}", "acme"), "other": deployment.customer(f"Other{run}")}
-
-
-@pytest.fixture(autouse=True)
-def whole(deployment: Deployment) -> Iterator[None]:
-    """Afterwards every host is on and every address ready."""
-    yield
-    off = [host for host in deployment.fleet.hosts.values() if host.leader() is None]
-    for host in off:
-        host.start()
-        host.wait()
-    if off:
-        deployment.ready()
-
-
-def load(deployment: Deployment, customer: Customer, door: str, name: str, **options: float) -> Load:
-    """A stream of mails to all hosts of one door."""
-    client = customer.smtp if door == "inbound" else customer.rest
-    return Load(deployment.fleet, f"{name} {secrets.token_hex(4)}", client, deployment.ips(door), **options)
-
-
-def check(deployment: Deployment, stream: Load, limit: float) -> None:
-    """Every mail was taken by some host, and what was taken arrived, once."""
-    assert stream.given_up == set(), stream.reasons()
-    deployment.wait_for(stream.subjects("accepted"), stream.name, limit)
-    until(lambda: deployment.waiting() == 0, limit, "the queue to be empty")
-    assert stream.doubled(deployment.arrived(stream.name)) == set()
 
 
 def test_a_second_run_changes_nothing(deployment: Deployment) -> None:
