@@ -122,6 +122,12 @@ class Inbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """From one IPv4 address or IPv6 /64 network, to one process; trusted proxies speak for their clients."""
     proxy_trusted: tuple[str, ...] = ()
     """Networks of proxies that begin every connection with a PROXY header (version 1 or 2), and say so who the client is."""
+    receive_memory: Positive = 64 * 1024 * 1024
+    """Bytes of messages being received that one process keeps in memory; large ones, and what is beyond, go to files."""
+    receive_disk: Positive = 4 * 1024 * 1024 * 1024
+    """Bytes of such files; a message that finds no room is told to come back (452)."""
+    receive_directory: str = "/var/tmp"  # noqa: S108  # only files without names
+    """Where they are; not a file system in memory. They have no names and are gone with the process."""
     drain_timeout: Seconds = 30.0
 
 

@@ -8,15 +8,15 @@ bus a note. A message that is refused leaves nothing behind; its neighbours in t
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from remails.bus import client, events
 from remails.config import Mail
 from remails.db import Connection, Database
 from remails.errors import Refused
-from remails.mail import address, message
+from remails.mail import address, dsn, message
 from remails.store import addresses, messages, senders, suppressions, usage
 from remails.store.ids import ApiKeyId, MessageId, OrganizationId, PoolId, ProjectId, SmtpCredentialId
 from remails.store.rates import Rate
@@ -40,6 +40,8 @@ class Submission:
     Args:
         id: chosen by the door, so that `received` can name it.
         received: a complete Received field, which is put on top of `raw`.
+        asked: what the sender wants to be told of the message.
+        asked_of: the same of single recipients.
         expires_in: seconds after which it is no longer tried, when shorter than the relay's own limit.
     """
 
@@ -51,6 +53,8 @@ class Submission:
     received: bytes
     label: str | None = None
     expires_in: float | None = None
+    asked: dsn.Asked = dsn.NOTHING
+    asked_of: Mapping[address.Address, dsn.AskedOf] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,15 +316,20 @@ def _new_message(
     def delivery(recipient: address.Address) -> messages.NewDelivery:
         # The same project reaches the same domain from the same address: greylisting and reputation want it so.
         source = addresses.choose(candidates, addresses.key(sender.project_id, recipient.domain))
+        asked = given.asked_of.get(recipient, dsn.NOT_ASKED)
+        status, cause = waiting, ""
         reason = suppressed.get((sender.organization_id, recipient.key))
         if reason is not None:
-            cause = (
-                f"The address is on the suppression list: {reason}"
-                if reason
-                else "The address is on the suppression list."
-            )
-            return messages.NewDelivery(str(recipient), recipient.domain, "suppressed", source, cause)
-        return messages.NewDelivery(str(recipient), recipient.domain, waiting, source)
+            status, cause = "suppressed", "The address is on the suppression list" + (f": {reason}" if reason else ".")
+        return messages.NewDelivery(
+            recipient=str(recipient),
+            domain=recipient.domain,
+            status=status,
+            source=source,
+            cause=cause,
+            dsn_notify=asked.notify,
+            dsn_orcpt=asked.orcpt,
+        )
 
     return messages.NewMessage(
         id=given.id,
@@ -339,6 +348,8 @@ def _new_message(
         label=prepared.label,
         eight_bit=prepared.eight_bit,
         smtputf8=prepared.utf8_headers or any(a.needs_smtputf8 for a in (given.mail_from, *given.recipients)),
+        dsn_ret=given.asked.ret,
+        dsn_envid=given.asked.envid,
         raw=prepared.raw,
         deliveries=tuple(delivery(recipient) for recipient in dict.fromkeys(given.recipients)),
     )

@@ -1,9 +1,10 @@
-"""A message on the wire: reading it up to the end of data.
+"""A message on the wire: reading it up to the end of data, or chunk by chunk.
 
-Only CRLF.CRLF ends a message (RFC 5321 §4.1.1.4), wherever the network has cut it, and what follows stays in the buffer:
-the next command of a client that pipelines. The CRLF of the DATA command is the first half of the end of an empty
-message, so it is put back in front, and then one rule holds everywhere. We read blocks, not lines: a block is what has
-arrived, and the dots are taken out of the whole at once.
+After DATA only CRLF.CRLF ends a message (RFC 5321 §4.1.1.4), wherever the network has cut it, and what follows stays in the
+buffer: the next command of a client that pipelines. The CRLF of the DATA command is the first half of the end of an empty
+message, so it is put back in front, and then one rule holds everywhere. BDAT says how many octets follow (RFC 3030 §2), and no
+octet of them has a meaning of its own. We read blocks, not lines: a block is what has arrived, and the dots are taken out of
+the whole at once.
 
 A bare LF is taken for the CRLF that a sloppy client meant, here and before anything else looks at the message: it never ends
 one, and what is stored, signed and sent is the same, with CRLF throughout. A bare CR or a NUL passes here, and
@@ -12,34 +13,79 @@ one, and what is stored, signed and sent is the same, with CRLF throughout. A ba
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 
 END = b"\r\n.\r\n"
+BLOCK = 64 * 1024
+"""Bytes that are looked at together; the reader's buffer holds little more than twice as many."""
+
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
+Keep = Callable[[bytes], Awaitable[None]]
+"""Takes the next piece of the message."""
 
-async def read(reader: asyncio.StreamReader, limit: int) -> bytes | None:
-    """Read one message, without the dots that were added for transport; None when it has more than `limit` bytes.
 
-    A message that is too large is read to its end all the same, but not kept, so that the session stays in step.
+class Text:
+    """Makes the message out of what was on the wire, piece by piece, wherever that was cut.
+
+    Args:
+        stuffed: whether dots were added for transport, and the CRLF before the message belongs to it (DATA).
+    """
+
+    def __init__(self, *, stuffed: bool) -> None:
+        self._stuffed = stuffed
+        self._skip = len("\r\n") if stuffed else 0
+        self._held = b""
+
+    def add(self, wire: bytes) -> bytes:
+        """The message as far as it can be told; a line end may go on in the next piece and is held back."""
+        text = self._held + wire if self._held else wire
+        held = 2 if text.endswith(b"\r\n") else 1 if text.endswith((b"\r", b"\n")) else 0
+        self._held = text[len(text) - held :]
+        return self._made(text[: len(text) - held])
+
+    def end(self) -> bytes:
+        """What was held back; and the line end that the last line of a message in chunks may lack."""
+        text, self._held = self._made(self._held), b""
+        return text if self._stuffed or text.endswith(b"\n") else text + b"\r\n"
+
+    def _made(self, text: bytes) -> bytes:
+        if text.count(b"\n") != text.count(b"\r\n"):
+            text = _BARE_LF.sub(b"\r\n", text)
+        if self._stuffed:
+            text = text.replace(b"\r\n.", b"\r\n")  # RFC 5321 §4.5.2
+        if self._skip:
+            text, self._skip = text[self._skip :], max(self._skip - len(text), 0)
+        return text
+
+
+async def read(reader: asyncio.StreamReader, keep: Keep) -> None:
+    """Read one message to its end of data, and hand it on without the dots that were added for transport.
 
     Raises:
         asyncio.IncompleteReadError: the connection ended before the message.
     """
-    # A message of nothing but stuffed dots grows by a third on the wire.
-    most = limit + limit // 3 + len(END)
     reader._buffer[:0] = b"\r\n"  # type: ignore[attr-defined]  # there is no public way to put back what was read
-    blocks: list[bytes] = []
-    size = 0
-    while not (blocks and blocks[-1].endswith(END)):
+    text = Text(stuffed=True)
+    block = b""
+    while not block.endswith(END):
         block = await _block(reader)
-        size += len(block)
-        if size > most:
-            blocks.clear()
-        blocks.append(block)
-    if size > most:
-        return None
-    message = _unstuff(b"".join(blocks))
-    return message if len(message) <= limit else None
+        await keep(text.add(block.removesuffix(b".\r\n") if block.endswith(END) else block))
+    await keep(text.end())
+
+
+async def read_chunk(reader: asyncio.StreamReader, size: int, keep: Keep) -> None:
+    """Read `size` octets, and hand them on as they are.
+
+    Raises:
+        asyncio.IncompleteReadError: the connection ended before them.
+    """
+    while size:
+        block = await reader.read(min(size, BLOCK))
+        if not block:
+            raise asyncio.IncompleteReadError(b"", size)
+        size -= len(block)
+        await keep(block)
 
 
 async def _block(reader: asyncio.StreamReader) -> bytes:
@@ -48,11 +94,3 @@ async def _block(reader: asyncio.StreamReader) -> bytes:
         return await reader.readuntil(END)
     except asyncio.LimitOverrunError as overrun:
         return await reader.readexactly(overrun.consumed)
-
-
-def _unstuff(wire: bytes) -> bytes:
-    """The message between the CRLF before it and the dot that ends it (RFC 5321 §4.5.2)."""
-    text = wire[: -len(".\r\n")]
-    if text.count(b"\n") != text.count(b"\r\n"):
-        text = _BARE_LF.sub(b"\r\n", text)
-    return text.replace(b"\r\n.", b"\r\n")[len("\r\n") :]

@@ -17,12 +17,13 @@ from remails.db import Coalescer, Connection, Database
 from remails.errors import Refused, Unavailable
 from remails.guard import Guard, network_of
 from remails.inbound import auth
+from remails.inbound.intake import Incoming
 from remails.inbound.lookup import Lookup
 from remails.inbound.transaction import Client, Envelope
 from remails.logs import Log
-from remails.mail import address, message
-from remails.store import credentials, ids
-from remails.store.ids import MessageId
+from remails.mail import address, dsn, message
+from remails.store import credentials, ids, suppressions
+from remails.store.ids import MessageId, OrganizationId
 from remails.submission import Accepted, Sender, Submission
 from remails.throttle import Throttle
 from remails.vault import Pepper
@@ -41,6 +42,7 @@ class Handler:
         self._authenticate = auth.Authenticator(db, pepper)
         self._throttle = Throttle()
         self._may_send: Lookup[tuple[Sender, str], bool] = Lookup(db, self._check_senders)
+        self._suppressed: Lookup[tuple[OrganizationId, str], bool] = Lookup(db, _check_recipients)
         self._submit: Coalescer[Submission, Accepted | Refused] = Coalescer(
             self._submit_all, weight=lambda given: len(given.raw)
         )
@@ -80,40 +82,48 @@ class Handler:
             raise Refused(550, "5.7.1", text, status=422)
         sender = _address(path, smtputf8, "5.1.7")
         assert client.sender is not None
-        await self._may_send((client.sender, sender.domain))
+        envelope.suppresses = await self._may_send((client.sender, sender.domain))
         envelope.reverse_path, envelope.smtp_utf8 = sender, smtputf8
         return "250 2.1.0 Sender ok"
 
-    def add_recipient(self, envelope: Envelope, path: str) -> str:
-        """RCPT: take one more recipient."""
+    async def add_recipient(self, client: Client, envelope: Envelope, path: str, asked: dsn.AskedOf) -> str:
+        """RCPT: take one more recipient, unless mail to it is suppressed."""
         if len(envelope.forward_paths) >= self._mail.max_recipients:
             # RFC 5321 §4.5.3.1.10: those taken so far stay, the client sends the message again to the others.
             text = f"Too many recipients, at most {self._mail.max_recipients} for one message"
             raise Refused(452, "4.5.3", text, status=422)
-        envelope.forward_paths.append(_address(path, envelope.smtp_utf8, "5.1.3"))
+        recipient = _address(path, envelope.smtp_utf8, "5.1.3")
+        if envelope.suppresses:
+            assert client.sender is not None
+            await self._suppressed((client.sender.organization_id, recipient.key))
+        envelope.forward_paths.append(recipient)
+        if asked != dsn.NOT_ASKED:
+            envelope.asked_of.setdefault(recipient, asked)
         return "250 2.1.5 Recipient ok"
 
-    async def store(self, client: Client, envelope: Envelope, content: bytes) -> str:
+    async def store(self, client: Client, envelope: Envelope, incoming: Incoming) -> str:
         """DATA: store the message; the reply comes after the commit."""
         started = time.monotonic()
-        given = self._submission(client, envelope, content)
-        try:
-            outcome = await self._submit(given)
-        except Exception as error:
-            error.add_note(f"message {given.id} from {client.address}")
-            raise
+        async with incoming.whole() as content:
+            given = self._submission(client, envelope, content)
+            try:
+                # One that needed a file is stored beside the others, so that they need not wait for it.
+                outcome = (await self._submit_all([given]))[0] if incoming.is_in_file else await self._submit(given)
+            except Exception as error:
+                error.add_note(f"message {given.id} from {client.address}")
+                raise
         if isinstance(outcome, Refused):
             raise outcome
         log.info(
             "accepted",
-            message=given.id,
+            message=outcome.id,
             client=client.address,
             user=client.username,
-            size=len(content),
+            size=incoming.size,
             recipients=len(given.recipients),
             milliseconds=round((time.monotonic() - started) * 1000),
         )
-        return f"250 2.6.0 Accepted as {given.id}"
+        return f"250 2.6.0 Accepted as {outcome.id}"
 
     def explain(self, error: Exception) -> str:
         """The reply to what went wrong. An outage or a mistake of ours is never a permanent error."""
@@ -135,12 +145,14 @@ class Handler:
     def _check_senders(
         self, conn: Connection, asked: Sequence[tuple[Sender, str]]
     ) -> dict[tuple[Sender, str], bool | Refused]:
+        """Whether they may send; those who may, whether their organization suppresses any address at all."""
+        suppressing = suppressions.organizations_among(conn, {sender.organization_id for sender, _ in asked})
         answers: dict[tuple[Sender, str], bool | Refused] = {}
         for sender, domain in asked:
             try:
                 _check_credential(conn, sender)
                 submission.check_sender(conn, sender, domain, self._throttle)
-                answers[sender, domain] = True
+                answers[sender, domain] = sender.organization_id in suppressing
             except Refused as refusal:
                 answers[sender, domain] = refusal
         return answers
@@ -154,6 +166,8 @@ class Handler:
             recipients=tuple(envelope.forward_paths),
             raw=content,
             id=id_,
+            asked=envelope.asked,
+            asked_of=envelope.asked_of,
             received=message.received_field(
                 client=client.host_name or "",
                 client_ip=client.address,
@@ -178,6 +192,15 @@ def _address(path: str, smtputf8: bool, enhanced: str) -> address.Address:
         return address.parse(path)
     except address.BadAddress as error:
         raise Refused(553, enhanced, f"Bad address: {error}", status=422) from None
+
+
+def _check_recipients(
+    conn: Connection, asked: Sequence[tuple[OrganizationId, str]]
+) -> dict[tuple[OrganizationId, str], bool | Refused]:
+    suppressed = suppressions.active_among(conn, asked)
+    text = "Mail to this address is suppressed, take it off the suppression list to send to it again"
+    refusal = Refused(550, "5.7.1", text, status=422, field="to")
+    return {pair: refusal if pair in suppressed else False for pair in asked}
 
 
 def _check_credential(conn: Connection, sender: Sender) -> None:

@@ -17,7 +17,7 @@ DESCRIPTION
 STANDARDS
     RFC 5321 (SMTP), RFC 6409 (submission), RFC 8314 (submission with TLS), RFC 3207 (STARTTLS), RFC 4954 (AUTH),
     RFC 4616 (PLAIN), RFC 1870 (SIZE), RFC 2034 and 3463 (enhanced status codes), RFC 2920 (PIPELINING),
-    RFC 6152 (8BITMIME), RFC 6531 (SMTPUTF8), RFC 3848 (ESMTPSA), RFC 6066 (SNI), PROXY protocol 1 and 2
+    RFC 6152 (8BITMIME), RFC 6531 (SMTPUTF8), RFC 3030 (CHUNKING), RFC 3461 (DSN), RFC 9422 (LIMITS), RFC 3848 (ESMTPSA), RFC 6066 (SNI), PROXY protocol 1 and 2
 
 DIAGNOSTICS
     One line for each message accepted, each refusal and each failed login, with the client's address; a password is
@@ -49,6 +49,7 @@ from remails.guard import Guard, network_of
 from remails.inbound import proxy
 from remails.inbound.certificates import Certificates
 from remails.inbound.handler import Handler
+from remails.inbound.intake import Intake
 from remails.inbound.session import Session, address_of
 from remails.logs import Log
 from remails.store import server as database_server
@@ -87,7 +88,8 @@ async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Se
     guard = Guard(settings.bans, "inbound", settings.inbound.proxy_trusted)
     handler = Handler(db, publisher, pepper, settings.mail, guard)
     certificates = Certificates(settings.inbound)
-    server = Server(settings, handler, certificates, guard)
+    intake = Intake(settings.inbound, settings.mail.max_size)
+    server = Server(settings, handler, certificates, guard, intake)
 
     async def reload() -> None:
         certificates.reload()
@@ -116,6 +118,7 @@ async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Se
         for task in repeating:
             task.cancel()
         server.close()
+        intake.close()
         db.close()
         publisher.close()
 
@@ -127,9 +130,11 @@ class Server:
     handshake where TLS begins at once, then the session. So nobody waits for a peer that is slow.
     """
 
-    def __init__(self, settings: Settings, handler: Handler, certificates: Certificates, guard: Guard) -> None:
+    def __init__(
+        self, settings: Settings, handler: Handler, certificates: Certificates, guard: Guard, intake: Intake
+    ) -> None:
         self._settings, self._handler, self._certificates = settings, handler, certificates
-        self._guard = guard
+        self._guard, self._intake = guard, intake
         self._trusted = [ipaddress.ip_network(network) for network in settings.inbound.proxy_trusted]
         self._listeners: dict[socket.socket, str] = {}
         self._opening: set[asyncio.Task[None]] = set()
@@ -237,7 +242,9 @@ class Server:
         return any(address in network for network in self._trusted)
 
     def _session(self, client: str) -> Session:
-        return Session(self._handler, self._settings, self._certificates, self._sessions, self._clients, client)
+        return Session(
+            self._handler, self._settings, self._certificates, self._intake, self._sessions, self._clients, client
+        )
 
     async def drain(self) -> None:
         """Take no more connections, and wait until the sessions have come to an end."""

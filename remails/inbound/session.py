@@ -15,7 +15,7 @@ import asyncio
 import base64
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from aiosmtpd import smtp
 
@@ -25,13 +25,11 @@ from remails.guard import network_of
 from remails.inbound import auth, data, syntax
 from remails.inbound.certificates import Certificates
 from remails.inbound.handler import Handler
+from remails.inbound.intake import Incoming, Intake
 from remails.inbound.transaction import Client, Envelope
 from remails.logs import Log
 
 log = Log("remails.inbound")
-
-BLOCK = 64 * 1024
-"""Bytes of a message that are looked at together; the reader's buffer holds little more than twice as many."""
 
 _MAX_ERRORS = 10
 _MAX_FAILED_LOGINS = 3
@@ -54,11 +52,12 @@ class Session(smtp.SMTP):
         handler: the policy.
         certificates: for STARTTLS; where a listener begins with TLS, the transport has it already.
         sessions: all sessions of this process; each enters and leaves by itself.
+        intake: room for the messages of all sessions.
         clients: how many of them each client's network has.
         client: address of the client, which a proxy may have told.
     """
 
-    line_length_limit = BLOCK  # of the reader; what a command may have is checked apart
+    line_length_limit = data.BLOCK  # of the reader; what a command may have is checked apart
     session: Client
     envelope: Envelope
 
@@ -67,6 +66,7 @@ class Session(smtp.SMTP):
         handler: Handler,
         settings: Settings,
         certificates: Certificates,
+        intake: Intake,
         sessions: set["Session"],
         clients: Counter[str],
         client: str,
@@ -79,9 +79,9 @@ class Session(smtp.SMTP):
             loop=asyncio.get_running_loop(),
         )
         self._handler = handler
-        self._max_size = settings.mail.max_size
+        self._max_size, self._max_recipients = settings.mail.max_size, settings.mail.max_recipients
         self._max_connections = settings.inbound.max_connections
-        self._sessions = sessions
+        self._sessions, self._intake = sessions, intake
         self._certificates = certificates
         self._clients, self._client, self._network = clients, client, network_of(client)
         self._max_of_client = settings.inbound.max_connections_per_client
@@ -99,7 +99,12 @@ class Session(smtp.SMTP):
         return Client(self.loop)
 
     def _set_rset_state(self) -> None:
+        self._forget_message()
         self.envelope = Envelope()
+
+    def _forget_message(self) -> None:
+        if self.envelope is not None and self.envelope.incoming is not None:
+            self.envelope.incoming.close()
 
     # --- the connection
 
@@ -197,6 +202,7 @@ class Session(smtp.SMTP):
             log.exception("session failed", client=self.session.address)
             self._dismiss("421 4.3.0 Internal error")
         finally:
+            self._forget_message()
             await self._leave()
             self._sessions.discard(self)
             self._clients[self._network] -= 1
@@ -251,7 +257,7 @@ class Session(smtp.SMTP):
         return method
 
     async def _line(self) -> bytes:
-        """The client's next line, without its end. Raises Refused (500) if that is not CRLF, or more than `BLOCK` away."""
+        """The client's next line, without its end. Raises Refused (500) if that is not CRLF, or more than `data.BLOCK` away."""
         self._waiting = True
         self._arm()
         try:
@@ -312,6 +318,9 @@ class Session(smtp.SMTP):
             f"SIZE {self._max_size}",
             "8BITMIME",
             "SMTPUTF8",
+            "CHUNKING",
+            "DSN",
+            f"LIMITS RCPTMAX={self._max_recipients}",  # RFC 9422 §4.2
             "AUTH PLAIN LOGIN" if self.session.ssl else "STARTTLS",
             "ENHANCEDSTATUSCODES",
         ]
@@ -393,47 +402,103 @@ class Session(smtp.SMTP):
         if self.envelope.reverse_path is not None:
             return self.reply("503 5.5.1 A transaction has begun already")
         path, parameters = syntax.path_and_parameters("FROM", argument)
-        syntax.check_mail_parameters(parameters, self._max_size)
+        self.envelope.asked = syntax.mail_parameters(parameters, self._max_size)
         return self.reply(await self._handler.begin(self.session, self.envelope, path, "SMTPUTF8" in parameters))
 
     async def smtp_RCPT(self, argument: str) -> None:
         """Add a recipient."""
         if self.envelope.reverse_path is None:
             return self.reply("503 5.5.1 Say MAIL first")
+        if self.envelope.chunks is not None:
+            return self.reply("503 5.5.1 The message has begun already")
         path, parameters = syntax.path_and_parameters("TO", argument)
-        for keyword in parameters:
-            raise syntax.unknown_parameter(keyword)
-        return self.reply(self._handler.add_recipient(self.envelope, path))
+        asked = syntax.rcpt_parameters(parameters)
+        return self.reply(await self._handler.add_recipient(self.session, self.envelope, path, asked))
 
     async def smtp_DATA(self, argument: str) -> None:
         """Take the message; whatever comes of it, the transaction ends."""
         if argument:
             return self.reply("501 5.5.4 Syntax: DATA")
-        if self.envelope.reverse_path is None:
-            return self.reply("503 5.5.1 Say MAIL first")
-        if not self.envelope.forward_paths:
-            return self.reply("554 5.5.1 No valid recipients")
+        if self.envelope.chunks is not None:
+            return self.reply("503 5.5.1 The message has begun in chunks, go on with BDAT")  # RFC 3030 §2
+        if refusal := self._nothing_to_send():
+            return self.reply(refusal)
         self.reply("354 End data with <CR><LF>.<CR><LF>")
+        incoming = self.envelope.incoming = Incoming(self._intake)
         try:
-            content = await self._message()
-            if content is None:
-                raise syntax.too_large(self._max_size)
-            if self._gone():
-                raise ConnectionResetError("closed before the reply")  # who cannot hear 250 will send it again
-            self.reply(await self._handler.store(self.session, self.envelope, content))
-            self._errors = 0
+            with self._receiving():
+                await data.read(self._reader, incoming.add)
+            await self._store(incoming)
         finally:
             self._set_rset_state()
         return None
 
-    async def _message(self) -> bytes | None:
-        self._data_until = self.loop.time() + _DATA_TIMEOUTS * self._timeout_duration
-        self._reset_timeout()
+    async def smtp_BDAT(self, argument: str) -> None:
+        """Take a chunk of the message (RFC 3030 §2); after the last one, or a refused one, the transaction has ended.
+
+        What follows BDAT is read as a chunk even where it is refused, so that it is never taken for commands.
+        """
         try:
-            return await data.read(self._reader, self._max_size)
+            size, is_last = syntax.chunk(argument)
+        except Refused as bad:
+            return self._dismiss(bad.reply)  # nobody knows where the next command begins
+        envelope = self.envelope
+        refusal = "503 5.5.1 A chunk was refused, say RSET" if envelope.is_spoilt else self._nothing_to_send()
+        if refusal:
+            with self._receiving():
+                await data.read_chunk(self._reader, size, _forget)
+            return self.reply(refusal)
+        if envelope.incoming is None or envelope.chunks is None:
+            envelope.incoming, envelope.chunks = Incoming(self._intake), data.Text(stuffed=False)
+        incoming, text = envelope.incoming, envelope.chunks
+
+        async def keep(block: bytes) -> None:
+            await incoming.add(text.add(block))
+
+        envelope.is_spoilt = True
+        with self._receiving():
+            await data.read_chunk(self._reader, size, keep)
+        if incoming.refusal is not None:
+            raise incoming.refusal
+        if not is_last:
+            envelope.is_spoilt = False
+            return self.reply(f"250 2.0.0 {size} octets received")
+        try:
+            await incoming.add(text.end())
+            await self._store(incoming)
+        finally:
+            self._set_rset_state()
+        return None
+
+    def _nothing_to_send(self) -> str | None:
+        """The refusal of a message without envelope."""
+        if self.envelope.reverse_path is None:
+            return "503 5.5.1 Say MAIL first"
+        return None if self.envelope.forward_paths else "554 5.5.1 No valid recipients"
+
+    @contextlib.contextmanager
+    def _receiving(self) -> Iterator[None]:
+        """Wait for a message as long as something of it arrives, but not for ever."""
+        self._data_until = self.loop.time() + _DATA_TIMEOUTS * self._timeout_duration
+        if self.session.sender is None:
+            self._data_until = self._login_until
+        self._reset_timeout(min(self._timeout_duration, max(self._data_until - self.loop.time(), 0.001)))
+        try:
+            yield
+        except (EOFError, OSError):
+            raise
+        except Exception:
+            self._dismiss("421 4.3.0 Internal error, try again later")  # what follows is not a command
+            raise
         finally:
             self._data_until = None
             self._disarm()
+
+    async def _store(self, incoming: Incoming) -> None:
+        if self._gone():
+            raise ConnectionResetError("closed before the reply")  # who cannot hear 250 will send it again
+        self.reply(await self._handler.store(self.session, self.envelope, incoming))
+        self._errors = 0
 
     async def smtp_RSET(self, _: str) -> None:
         """Forget the transaction."""
@@ -450,7 +515,7 @@ class Session(smtp.SMTP):
 
     async def smtp_HELP(self, _: str) -> None:
         """Name the commands."""
-        self.reply("214 2.0.0 EHLO STARTTLS AUTH MAIL RCPT DATA RSET NOOP QUIT: see RFC 5321 and RFC 6409")
+        self.reply("214 2.0.0 EHLO STARTTLS AUTH MAIL RCPT DATA BDAT RSET NOOP QUIT: see RFC 5321 and RFC 6409")
 
     async def smtp_VRFY(self, _: str) -> None:
         """Tell nothing about addresses (RFC 5321 §7.3)."""
@@ -460,9 +525,9 @@ class Session(smtp.SMTP):
         """There are no lists here."""
         self.reply("502 5.5.1 Command not implemented")
 
-    async def smtp_BDAT(self, _: str) -> None:
-        """Not offered: a chunk follows, and its bytes must not be taken for commands (RFC 3030 §2)."""
-        self._dismiss("502 5.5.1 CHUNKING was not offered")
+
+async def _forget(_: bytes) -> None:
+    """What becomes of a chunk that is refused."""
 
 
 _COMMANDS = [name for name in vars(Session) if name.startswith("smtp_")]

@@ -5,9 +5,11 @@ tolerant (a space after the colon, no angle brackets); parameters are checked to
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from remails.errors import Refused
+from remails.inbound.intake import too_large
+from remails.mail import dsn
 
 # RFC 5321 §4.1.2. Quantifiers are possessive, so that the time taken grows with the length and no faster.
 _QUOTED = r'"(?:[^"\\]|\\.)*+"'
@@ -79,12 +81,13 @@ def _parameters(text: str) -> dict[str, str | None]:
     return parameters
 
 
-def check_mail_parameters(parameters: Mapping[str, str | None], max_size: int) -> None:
-    """Refuse parameters of MAIL that are wrong, or that EHLO did not offer.
+def mail_parameters(parameters: Mapping[str, str | None], max_size: int) -> dsn.Asked:
+    """Refuse parameters of MAIL that are wrong, or that EHLO did not offer; returns what they ask of reports.
 
     Raises:
         Refused: 501, 552 or 555.
     """
+    ret = envid = None
     for keyword, value in parameters.items():
         match keyword:
             case "SIZE":
@@ -99,8 +102,46 @@ def check_mail_parameters(parameters: Mapping[str, str | None], max_size: int) -
                 # RFC 4954 §5: whoever offers AUTH must take this parameter, and need not believe it.
                 if value is None:
                     raise _bad("AUTH needs a value")
+            case "RET":
+                ret = _checked(dsn.ret, value)
+            case "ENVID":
+                envid = _checked(dsn.envid, value)
             case _:
                 raise unknown_parameter(keyword)
+    return dsn.Asked(ret, envid)
+
+
+def rcpt_parameters(parameters: Mapping[str, str | None]) -> dsn.AskedOf:
+    """The same for RCPT. Raises Refused: 501 or 555."""
+    notify = orcpt = None
+    for keyword, value in parameters.items():
+        match keyword:
+            case "NOTIFY":
+                notify = _checked(dsn.notify, value)
+            case "ORCPT":
+                orcpt = _checked(dsn.orcpt, value)
+            case _:
+                raise unknown_parameter(keyword)
+    return dsn.AskedOf(notify, orcpt)
+
+
+def _checked(check: Callable[[str | None], str], value: str | None) -> str:
+    try:
+        return check(value)
+    except dsn.BadParameter as error:
+        raise _bad(str(error)) from None
+
+
+def chunk(argument: str) -> tuple[int, bool]:
+    """The size of a chunk and whether it is the last, of the argument of BDAT (RFC 3030 §2).
+
+    Raises:
+        Refused: 501.
+    """
+    found = re.fullmatch(r"([0-9]{1,20})(?: ++(LAST))?+", argument, re.IGNORECASE)
+    if found is None:
+        raise _bad("Syntax: BDAT size [LAST]")
+    return int(found[1]), found[2] is not None
 
 
 def unknown_parameter(keyword: str) -> Refused:
@@ -114,11 +155,6 @@ def _check_size(value: str | None, max_size: int) -> None:
         raise _bad("SIZE is a number of bytes")
     if int(value) > max_size:  # RFC 1870 §6.1
         raise too_large(max_size)
-
-
-def too_large(max_size: int) -> Refused:
-    """What to say to a message of more than `max_size` bytes."""
-    return Refused(552, "5.3.4", f"Message larger than the limit of {max_size} bytes", status=413)
 
 
 def _bad(text: str) -> Refused:

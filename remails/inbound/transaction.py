@@ -4,6 +4,9 @@ import asyncio
 
 from aiosmtpd import smtp
 
+from remails.inbound.data import Text
+from remails.inbound.intake import Incoming
+from remails.mail import dsn
 from remails.mail.address import Address
 from remails.submission import Sender
 
@@ -26,3 +29,13 @@ class Envelope(smtp.Envelope):
         super().__init__()
         self.reverse_path: Address | None = None
         self.forward_paths: list[Address] = []
+        self.suppresses = False
+        """Whether the sender's organization suppresses any recipient."""
+        self.asked = dsn.NOTHING
+        self.asked_of: dict[Address, dsn.AskedOf] = {}
+        self.incoming: Incoming | None = None
+        """The message, while it comes in."""
+        self.chunks: Text | None = None
+        """What makes a message out of chunks; there have been some when it is there."""
+        self.is_spoilt = False
+        """Whether a chunk was refused, so that the others are too (RFC 3030 §2)."""

@@ -42,6 +42,8 @@ class NewDelivery:
     """Why it is held or suppressed, as a sentence."""
     held_for: str | None = None
     """block or domain, of what is held."""
+    dsn_notify: str | None = None
+    dsn_orcpt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,9 @@ class NewMessage:
     smtputf8: bool
     raw: bytes
     deliveries: tuple[NewDelivery, ...]
+    dsn_ret: str | None = None
+    """What the sender asked for (`mail.dsn`), as it was given."""
+    dsn_envid: str | None = None
 
 
 def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
@@ -73,10 +78,11 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
     conn.execute(
         """
         INSERT INTO messages (id, organization_id, project_id, domain_id, smtp_credential_id, api_key_id, pool_id,
-            created_at, expires_at, mail_from, header_from, subject, message_id_header, label, size, eight_bit, smtputf8)
+            created_at, expires_at, mail_from, header_from, subject, message_id_header, label, dsn_ret, dsn_envid,
+            size, eight_bit, smtputf8)
         SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[],
-            %b::timestamptz[], %b::timestamptz[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::int[],
-            %b::bool[], %b::bool[])
+            %b::timestamptz[], %b::timestamptz[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
+            %b::text[], %b::int[], %b::bool[], %b::bool[])
         """,
         _columns((*_metadata(m), len(m.raw), m.eight_bit, m.smtputf8) for m in messages),
     )
@@ -87,24 +93,24 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
     conn.execute(
         """
         INSERT INTO deliveries (message_id, organization_id, recipient, domain, status, source, cause, held_for,
-            next_attempt_at, finished_at)
+            dsn_notify, dsn_orcpt, next_attempt_at, finished_at)
         SELECT message_id, organization_id, recipient, domain, status::delivery_status, source::inet, cause, held_for,
-            now(), CASE WHEN status = 'suppressed' THEN now() END
-        FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
-            AS new (message_id, organization_id, recipient, domain, status, source, cause, held_for)
+            dsn_notify, dsn_orcpt, now(), CASE WHEN status = 'suppressed' THEN now() END
+        FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
+            %b::text[], %b::text[])
+            AS new (message_id, organization_id, recipient, domain, status, source, cause, held_for, dsn_notify,
+                dsn_orcpt)
         """,
-        _columns(
-            (m.id, m.organization_id, d.recipient, d.domain, d.status, d.source, d.cause, d.held_for)
-            for m in messages
-            for d in m.deliveries
-        ),
+        _columns((m.id, m.organization_id, *_delivery(d)) for m in messages for d in m.deliveries),
     )
 
 
 _metadata = attrgetter(
     *("id", "organization_id", "project_id", "domain_id", "smtp_credential_id", "api_key_id", "pool_id"),
     *("created_at", "expires_at", "mail_from", "header_from", "subject", "message_id_header", "label"),
+    *("dsn_ret", "dsn_envid"),
 )
+_delivery = attrgetter("recipient", "domain", "status", "source", "cause", "held_for", "dsn_notify", "dsn_orcpt")
 
 
 def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
@@ -137,6 +143,9 @@ class Message:
     updated_at: datetime
     last_reply: str | None
     has_body: bool
+    dsn_ret: str | None = None
+    """What the sender asked for (`mail.dsn`), as it was given."""
+    dsn_envid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +170,9 @@ class Delivery:
     mx_ip: str | None
     tls: str | None
     finished_at: datetime | None
+    dsn_notify: str | None = None
+    """What the sender asked for (`mail.dsn`), as it was given."""
+    dsn_orcpt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +222,7 @@ def list_(
                 m.mail_from, m.header_from, m.subject, m.message_id_header, m.label, m.size,
                 s.status, s.recipients, s.attempts, s.retry_after, s.last_reply,
                 coalesce(s.updated_at, m.created_at) AS updated_at,
-                EXISTS (SELECT FROM message_bodies b WHERE b.message_id = m.id) AS has_body
+                EXISTS (SELECT FROM message_bodies b WHERE b.message_id = m.id) AS has_body, m.dsn_ret, m.dsn_envid
             FROM messages m CROSS JOIN LATERAL (
                 SELECT CASE
                         WHEN bool_or(d.status = 'reattempt') THEN 'reattempt'
@@ -274,7 +286,8 @@ def deliveries(conn: Connection, organization_id: OrganizationId, message_ids: S
             SELECT id, message_id, recipient, status::text AS status, host(source) AS source, attempts,
                 CASE WHEN status IN ('accepted', 'reattempt') THEN next_attempt_at END AS next_attempt_at,
                 claimed_by IS NOT NULL AND next_attempt_at > clock_timestamp() AS is_claimed,
-                last_code, last_enhanced, last_reply, cause, mx_host, host(mx_ip) AS mx_ip, tls, finished_at
+                last_code, last_enhanced, last_reply, cause, mx_host, host(mx_ip) AS mx_ip, tls, finished_at,
+                dsn_notify, dsn_orcpt
             FROM deliveries WHERE message_id = ANY(%s) AND organization_id = %s ORDER BY id
             """,
             [list(message_ids), organization_id],

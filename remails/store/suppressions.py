@@ -72,6 +72,16 @@ def active_among(conn: db.Connection, pairs: Collection[Pair]) -> dict[Pair, str
     return {(organization_id, address): reason for organization_id, address, reason in rows}
 
 
+def organizations_among(conn: db.Connection, organization_ids: Collection[OrganizationId]) -> set[OrganizationId]:
+    """Those of the organizations that suppress any address now."""
+    rows = conn.execute(
+        """SELECT asked.id FROM unnest(%s::uuid[]) AS asked (id)
+           WHERE EXISTS (SELECT FROM suppressions s WHERE s.organization_id = asked.id AND s.suppressed_until > now())""",
+        [list(organization_ids)],
+    )
+    return {id_ for (id_,) in rows}
+
+
 def list_(
     conn: db.Connection, organization_id: OrganizationId, *, after: str = "", search: str = "", limit: int = 1000
 ) -> list[Suppression]:

@@ -1,6 +1,7 @@
 """Sending through the API, and what it shows of an email."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
@@ -14,11 +15,13 @@ from api.caller import Caller, by_key
 from msgspec import structs
 from seed import Tenant
 
+from remails import submission
 from remails.api.app import create_app
 from remails.api.rest import emails
 from remails.bus.client import Publisher
-from remails.config import Settings
+from remails.config import Bus, Mail, Settings
 from remails.db import Database
+from remails.mail import address, dsn
 from remails.store import addresses, messages, organizations, plans, queue, suppressions
 from remails.store.ids import MessageId
 from remails.store.rates import Rate
@@ -550,3 +553,17 @@ def test_mail_waits_where_no_address_is_ready(send: Any, db: Database, tenant: T
         for one in addresses.list_(conn):
             addresses.disable(conn, one.ip)
     assert send().get_json()["status"] == "accepted"
+
+
+def test_what_a_sender_asked_to_be_told(key: Caller, db: Database, tenant: Tenant) -> None:
+    recipient = address.parse("b@example.net")
+    given = replace(
+        tenant.submission(str(recipient)),
+        asked=dsn.Asked("HDRS", "job+2B1"),
+        asked_of={recipient: dsn.AskedOf("NEVER", "rfc822;b@example.net")},
+    )
+    submission.submit(db, Publisher(Bus(), ""), Mail(hostname="relay.example"), [given])
+    shown = key("GET", path(tenant, f"/{given.id}")).json
+    assert (shown["dsn_ret"], shown["dsn_envid"]) == ("HDRS", "job+2B1")
+    (delivery,) = shown["deliveries"]
+    assert (delivery["dsn_notify"], delivery["dsn_orcpt"]) == ("NEVER", "rfc822;b@example.net")

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remails.config import Inbound
 from remails.errors import Refused
 from remails.inbound import data, syntax
+from remails.inbound.intake import Incoming, Intake
 
 PIECES = st.sampled_from([b"\r\n", b".", b"\r", b"\n", b"x", b"\r\n.", b"..", b"\x00", b"\xff", b"abcdefgh" * 5])
 MESSAGES = st.lists(PIECES, max_size=30).map(b"".join).map(lambda text: text + b"\r\n" if text else b"")
@@ -22,18 +24,40 @@ def stuffed(message: bytes) -> bytes:
 
 
 def read(chunks: list[bytes], limit: int, block: int) -> tuple[bytes | None, bytes]:
-    """What the reader makes of chunks, and what it leaves."""
+    """What the reader makes of chunks, None if it refuses it, and what it leaves."""
+    settings = Inbound(receive_memory=300)
 
     async def feed() -> tuple[bytes | None, bytes]:
         reader = asyncio.StreamReader(limit=block)
-        task = asyncio.create_task(data.read(reader, limit))
+        intake = Intake(settings, limit)
+        incoming = Incoming(intake)
+        task = asyncio.create_task(data.read(reader, incoming.add))
         for chunk in chunks:
             await asyncio.sleep(0)
             reader.feed_data(chunk)
         reader.feed_eof()
-        return await task, await reader.read()
+        try:
+            await task
+            async with incoming.whole() as message:
+                return message, await reader.read()
+        except Refused:
+            return None, await reader.read()
+        finally:
+            intake.close()
+            incoming.close()
+            assert (intake.memory, intake.disk) == (settings.receive_memory, settings.receive_disk)
 
     return asyncio.run(feed())
+
+
+@given(message=MESSAGES, cuts=st.lists(st.integers(0, 400), max_size=8))
+def test_any_message_in_any_chunks(message: bytes, cuts: list[int]) -> None:
+    """BDAT: every octet belongs to the message, and line ends are what they are after DATA."""
+    text = data.Text(stuffed=False)
+    bounds = [0, *sorted(min(cut, len(message)) for cut in cuts), len(message)]
+    got = b"".join(text.add(message[start:end]) for start, end in itertools.pairwise(bounds)) + text.end()
+    meant = re.sub(rb"(?<!\r)\n", b"\r\n", message)
+    assert got == (meant if meant.endswith(b"\n") else meant + b"\r\n")
 
 
 @given(message=MESSAGES, cuts=st.lists(st.integers(0, 400), max_size=6), block=st.integers(8, 64), rest=PIECES)

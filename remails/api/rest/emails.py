@@ -170,6 +170,13 @@ class Delivery(Struct, kw_only=True):
     mx_ip: str | None
     tls: str | None
     finished_at: datetime | None
+    dsn_notify: Annotated[
+        str | None,
+        Meta(description="When the sender wants a report (RFC 3461): `NEVER`, or some of `SUCCESS,FAILURE,DELAY`."),
+    ]
+    dsn_orcpt: Annotated[
+        str | None, Meta(description="Whom it was sent to at first, as the sender wrote it (RFC 3461).")
+    ]
 
 
 class TimelineEntry(Struct, kw_only=True):
@@ -199,6 +206,10 @@ class EmailDetails(Email, kw_only=True):
     message_data: Annotated[Content | None, Meta(description="Null once the content is deleted.")]
     deliveries: list[Delivery]
     timeline: list[TimelineEntry]
+    dsn_ret: Annotated[str | None, Meta(description="What a report shall hold (RFC 3461): `FULL` or `HDRS`.")]
+    dsn_envid: Annotated[
+        str | None, Meta(description="The sender's own name for the email (RFC 3461), as it was written.")
+    ]
 
 
 class EmailQuery(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -386,6 +397,8 @@ def get(email_id: MessageId, project_id: ProjectId | None = None) -> EmailDetail
         message_data=_content(row, raw) if raw is not None else None,
         deliveries=convert(deliveries, list[Delivery], from_attributes=True),
         timeline=convert(timeline, list[TimelineEntry], from_attributes=True),
+        dsn_ret=row.dsn_ret,
+        dsn_envid=row.dsn_envid,
     )
 
 

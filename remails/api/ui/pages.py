@@ -30,6 +30,7 @@ from remails.api.ui import (
     words,
 )
 from remails.errors import Unavailable
+from remails.mail import dsn
 from remails.store import organizations as stored
 from remails.store.ids import UserId
 
@@ -43,6 +44,7 @@ for part in (session, organizations, emails, domains, projects, keys, suppressio
 def _add_filters(setup: BlueprintSetupState) -> None:
     for word in (words.moment, words.absolute, words.span, words.size, words.number, words.recipients, words.domain):
         setup.app.add_template_filter(word)
+    setup.app.add_template_filter(dsn.plain, "xtext")
     setup.app.jinja_env.globals |= {
         "asset": asset,
         "curl": lines.curl,

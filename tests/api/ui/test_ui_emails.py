@@ -1,6 +1,7 @@
 """The list of emails and the page of one: what they say, what they hide, when they refresh themselves."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -9,8 +10,11 @@ import seed
 from api.ui.browser import Browser, Element
 from api.ui.conftest import Send, Settle
 
+from remails import submission
+from remails.bus.client import Publisher
+from remails.config import Bus, Mail
 from remails.db import Database
-from remails.mail import address
+from remails.mail import address, dsn
 from remails.store import audit, messages, queue, suppressions
 
 REGION = {"HX_Request": "true", "HX_Request_Type": "partial"}
@@ -258,6 +262,20 @@ def test_a_suppressed_recipient_is_told(
     db.run(suppressions.add, tenant.organization_id, address.parse("to@example.net").key, "asked")
     page = boss.get(f"{home}/emails/{send()}")
     assert page.one("p", class_="summary").text == "rejected Not sent: the recipient is suppressed."
+
+
+def test_what_its_sender_asked_for_is_told(boss: Browser, home: str, db: Database, tenant: seed.Tenant) -> None:
+    recipient = address.parse("to@example.net")
+    given = replace(
+        tenant.submission(str(recipient)),
+        asked=dsn.Asked("HDRS", "job+2B1"),
+        asked_of={recipient: dsn.AskedOf("SUCCESS,DELAY", "rfc822;list+2Bx@example.net")},
+    )
+    submission.submit(db, Publisher(Bus(), ""), Mail(hostname="relay.example"), [given])
+    page = boss.get(f"{home}/emails/{given.id}")
+    assert "job+1" in page.text
+    assert "first to list+x@example.net" in page.text
+    assert "report: success, delay" in page.text
 
 
 def test_retry_makes_it_due_now(
