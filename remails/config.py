@@ -174,6 +174,8 @@ class Outbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """RFC 5321 §4.5.3.2.6: ten minutes for the reply to the final dot."""
     block_timeout: Seconds = 180.0
     """RFC 5321 §4.5.3.2.5: three minutes for a block of the message to be taken."""
+    ca_file: str = ""
+    """Certificate authorities in PEM that are believed where TLS must be valid; empty: those of the system."""
     drain_timeout: Seconds = 120.0
     first_retry: Seconds = 60.0
     delayed_after: Seconds = 4 * 3600.0

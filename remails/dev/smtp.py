@@ -139,6 +139,8 @@ class Connection(smtp.SMTP):
         if isinstance(self.transport, asyncio.Transport):
             with contextlib.suppress(AttributeError):  # Python 3.11.2, when TLS is closed already
                 self.transport.abort()
+        if self._handler_coroutine is not None:
+            self._handler_coroutine.cancel()  # after a handshake that failed, nobody tells it that all is over
         return self._handler_coroutine
 
     def hang_up(self) -> NoReturn:

@@ -145,6 +145,8 @@ TABLE: tuple[Rule, ...] = (
     _row(_ARRIVING, "4", "", T, "The recipient's server is busy, or wants less mail from this address.", flags="nt"),
     _row(_ARRIVING, "5", "", T, "The recipient's server does not talk to the address this mail leaves from.", flags="nt"),
     _row(_ARRIVING, "", "", T, "The recipient's server does not speak SMTP as it should.", flags="nt"),
+    _row(_TLS, "", "4.7.4", T, "The recipient's server offers no encryption, which is required.", flags="n"),
+    _row(_TLS, "", "4.7.5", T, "The recipient's server could not prove that it is the right one, which is required.", flags="n"),
     _row(_TLS, "", "", T, "No connection as secure as is required could be made.", flags="n"),
     # Content that this server cannot take; another server of the domain is no better
     _row(_MAIL, "5", "5.6.3", F, "The message has 8-bit content, which the recipient's server cannot take."),

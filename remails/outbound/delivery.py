@@ -26,7 +26,8 @@ from remails.outbound import transport
 from remails.outbound.destinations import Busy, Destination, Destinations
 from remails.outbound.holdings import Holding, Holdings
 from remails.outbound.route import Router, Target
-from remails.outbound.transport import Envelope, Place, Security
+from remails.outbound.security import Policy, Secured, Security
+from remails.outbound.transport import Envelope, Place
 from remails.store.ids import DomainId
 from remails.store.queue import Claim, Result
 
@@ -58,7 +59,7 @@ class Try:
 
     answer: Reply
     target: Target | None = None
-    tls: str | None = None
+    secured: Secured | None = None
     milliseconds: int = 0
     is_alone: bool = True
     """Whether the answer was for this recipient and nobody else."""
@@ -188,18 +189,18 @@ class Courier:
         """Try one server after another for the recipients that another one may do better for (RFC 5321 §5.1)."""
         tries: dict[str, Try] = {}
         waiting = [claim.recipient for claim in claims]
-        strict = not claims[0].plaintext_fallback
+        strict = Security() if claims[0].plaintext_fallback else Security(Policy.REQUIRED, "the project")
         # A server that has left us without a last word three times is tried after its fellows (O23).
         avoided = {host for claim in claims for host in claim.avoided}
         for target in sorted(targets, key=lambda one: one.host in avoided):
             started = time.monotonic()
-            place = Place(target, holding.bind_ip, holding.ehlo_name, Security(required=strict, verify=strict))
+            place = Place(target, holding.bind_ip, holding.ehlo_name, strict)
             replies, session = await destination.send(place, self._envelope(claims[0], waiting, wire))
             took = round((time.monotonic() - started) * 1000)
             shared = Counter(map(id, replies.values()))
             for recipient, answer in replies.items():
-                tls = session.tls if session else None
-                tries[recipient] = Try(answer, target, tls, took, is_alone=shared[id(answer)] == 1)
+                secured = session.secured if session else Secured(strict.policy)
+                tries[recipient] = Try(answer, target, secured, took, is_alone=shared[id(answer)] == 1)
             waiting = [recipient for recipient in waiting if retry.decide(tries[recipient].answer).next_host]
             if not waiting or self._holdings.get(holding.ip) is None:
                 break
@@ -236,11 +237,14 @@ class Courier:
                 source=claim.source,
                 mx_host=tried.target.host if tried.target else None,
                 mx_ip=tried.target.ip if tried.target else None,
-                tls=tried.tls,
+                tls=tried.secured.tls if tried.secured else None,
                 milliseconds=tried.milliseconds,
                 cause=_in_words(decision, status, again),
                 is_delayed=again is not None
                 and (now - claim.created_at).total_seconds() >= self._settings.delayed_after,
+                tls_policy=tried.secured.policy if tried.secured else None,
+                tls_verified=tried.secured.verified if tried.secured else None,
+                tls_note=tried.secured.note if tried.secured else "",
             ),
             bounce.blame(tried.answer, claim.recipient, is_alone=tried.is_alone) if status == "failed" else Blame.NONE,
         )
@@ -286,6 +290,8 @@ class Courier:
             mx=result.mx_host,
             mx_ip=result.mx_ip,
             tls=result.tls,
+            tls_policy=result.tls_policy,
+            tls_verified=result.tls_verified,
             reply=f"{result.code or ''} {result.enhanced or ''} {result.text}".strip(),
             ms=result.milliseconds,
         )

@@ -34,6 +34,7 @@ from remails.errors import Unavailable
 from remails.logs import Log
 from remails.mail import address
 from remails.mail.bounce import Blame
+from remails.outbound import security
 from remails.outbound.delivery import Courier
 from remails.outbound.destinations import Destinations
 from remails.outbound.holdings import Holdings
@@ -68,6 +69,7 @@ class Outbound:
         self._bodies: Coalescer[Claim, bytes | None] = Coalescer(
             self._load, most=settings.outbound.batch, weight=lambda claim: claim.size
         )
+        security.trust(settings.outbound.ca_file)  # what cannot be used is said at the start
         self._destinations = Destinations(settings.outbound, self._room)
         self._results: Coalescer[tuple[Claim, Result, Blame], None] = Coalescer(self._record)
         router = Router(resolver.asynchronous(settings.dns), allow_private=settings.outbound.allow_private_destinations)

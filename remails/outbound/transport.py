@@ -14,36 +14,25 @@ nothing of the message has been sent.
 import asyncio
 import contextlib
 import errno
-import functools
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import cast
 
 import aiosmtplib
 from aiosmtplib.esmtp import parse_esmtp_extensions
 
 from remails.config import Outbound
-from remails.mail import reply, retry
+from remails.mail import dane, reply, retry
 from remails.mail.reply import Phase, Reply
 from remails.outbound.protocol import Protocol
 from remails.outbound.route import Target
+from remails.outbound.security import Secured, Security, Trust, presented, server_name, trust
 
 _BLOCK = 256 * 1024
 _LAST_WORD = 2.0  # seconds for the answer to QUIT
-
-
-@dataclass(frozen=True, slots=True)
-class Security:
-    """What is asked of a connection's TLS."""
-
-    required: bool = False
-    verify: bool = False
-    """Whether the certificate must be valid for the host's name."""
-
-
-OPPORTUNISTIC = Security()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +83,20 @@ async def connect(settings: Outbound, place: Place) -> "Session":
         Broken: there is no session with this server as secure as is asked.
     """
     try:
-        return await _opened(settings, place, tls=True)
+        return await _opened(settings, place)
     except Broken as broken:
-        if broken.reply.phase is not Phase.TLS or place.security.required:
+        if broken.reply.phase is not Phase.TLS or place.security.is_required:
             raise
+        failure = broken.reply.text
     # RFC 7435 §3: opportunistic; a server whose TLS is broken gets the mail in the clear.
-    return await _opened(settings, place, tls=False)
+    return await _opened(settings, place, failure)
 
 
-async def _opened(settings: Outbound, place: Place, *, tls: bool) -> "Session":
+async def _opened(settings: Outbound, place: Place, failure: str | None = None) -> "Session":
     protocol = await _connected(settings, place)
     session = Session(settings, place, protocol)
     try:
-        await session.greet(tls=tls)
+        await session.greet(failure)
     except BaseException:
         session.abort()
         raise
@@ -162,8 +152,7 @@ class Session:
 
     def __init__(self, settings: Outbound, place: Place, protocol: Protocol) -> None:
         self.place = place
-        self.tls: str | None = None
-        """TLS version and cipher, None for plain text."""
+        self.secured = Secured(place.security.policy)
         self.messages = 0
         """Messages offered so far."""
         self.idle_since = 0.0
@@ -179,17 +168,17 @@ class Session:
             and self.messages < self._settings.messages_per_connection
         )
 
-    async def greet(self, *, tls: bool) -> None:
-        """Read the banner, say EHLO, start TLS. Raises Broken."""
+    async def greet(self, failure: str | None) -> None:
+        """Read the banner, say EHLO, start TLS unless it was tried and was a `failure`. Raises Broken."""
         with _phase(Phase.BANNER):
             code, text = await self._protocol.read_response(self._settings.command_timeout)
         if code != 220:
             raise Broken(reply.of(Phase.BANNER, code, text))
         await self._hello()
-        if tls:
+        if failure is None:
             await self._start_tls()
-        elif self.place.security.required:
-            raise Broken(Reply(Phase.TLS, None, "4.7.4", "TLS is required"))
+        else:
+            self.secured = replace(self.secured, note=f"TLS failed, so it went in the clear: {failure}")
 
     async def offer(self, envelope: Envelope) -> dict[str, Reply]:
         """Offer a message to all its recipients, in as many transactions as the server needs; their replies.
@@ -245,18 +234,53 @@ class Session:
             raise Broken(reply.of(Phase.EHLO, code, text))
 
     async def _start_tls(self) -> None:
-        host = self.place.target.host
+        security, host = self.place.security, self.place.target.host
         if "starttls" not in self._extensions:
-            if self.place.security.required:
-                raise Broken(Reply(Phase.TLS, None, "4.7.4", f"{host} offers no TLS, which is required"))
+            if security.is_required:
+                raise self._insecure("4.7.4", f"{host} offers no TLS")
+            self.secured = replace(self.secured, note="the server offers no TLS")
             return
-        context = _context(verify=self.place.security.verify)
-        with _phase(Phase.TLS):
-            await self._protocol.start_tls(context, server_hostname=host, timeout=self._settings.command_timeout)
-        await self._hello()  # RFC 3207 §4.2
-        transport = cast(asyncio.BaseTransport, self._protocol.transport)
+        believed = trust(self._settings.ca_file)
+        try:
+            with _phase(Phase.TLS):
+                await self._protocol.start_tls(
+                    believed.context(security),
+                    server_hostname=server_name(security.server_name or host),
+                    timeout=self._settings.command_timeout,
+                )
+            tls = self._tls()
+            self.secured = replace(self._judged(tls, believed), tls=f"{tls.version()} {(tls.cipher() or '?')[0]}")
+            await self._hello()  # RFC 3207 §4.2; with TLS 1.3 a handshake that failed shows here first
+        except Broken as broken:
+            if broken.reply.code is not None and broken.reply.phase is not Phase.TLS:
+                raise
+            raise self._insecure("4.7.5", f"{host}: {broken.reply.line}") from None
+
+    def _tls(self) -> ssl.SSLObject:
+        transport = self._protocol.transport
         tls = transport.get_extra_info("ssl_object") if transport is not None else None
-        self.tls = f"{tls.version()} {tls.cipher()[0]}" if tls is not None else None
+        if tls is None:
+            raise Broken(reply.lost(Phase.TLS, "connection lost during tls"))
+        return cast(ssl.SSLObject, tls)
+
+    def _judged(self, tls: ssl.SSLObject, believed: Trust) -> Secured:
+        """Whether the server has proved its name. Raises Broken when it must have, and has not."""
+        security = self.place.security
+        if security.is_verified_by_authority:
+            return replace(self.secured, verified=True)  # by OpenSSL, in the handshake
+        shown, now = presented(tls), datetime.now(UTC)
+        if security.tlsa:
+            reason = dane.why_not(security.tlsa, shown, security.names, now)
+            if reason is not None:
+                raise Broken(reply.lost(Phase.TLS, reason))
+            return replace(self.secured, verified=True)
+        reason = believed.roots.why_not(shown, [self.place.target.host], now)
+        return replace(self.secured, verified=reason is None, note=reason or "")
+
+    def _insecure(self, enhanced: str, text: str) -> Broken:
+        because = self.place.security.because
+        words = f"{because} requires a secure connection, but {text}" if self.place.security.is_required else text
+        return Broken(Reply(Phase.TLS, None, enhanced, reply.printable(words)))
 
     async def _transact(self, envelope: Envelope, recipients: Sequence[str], *, reset: bool) -> _Transaction:
         transaction = _Transaction()
@@ -407,16 +431,6 @@ def _note(recipient: str, code: int, text: str, transaction: _Transaction) -> No
         raise Broken(transaction.replies[recipient])
 
 
-@functools.cache
-def _context(*, verify: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if not verify:
-        # Any certificate is better than plain text (RFC 7435 §3); nothing else is weakened.
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 @contextlib.contextmanager
 def _phase(phase: Phase) -> Iterator[None]:
     """Turn whatever goes wrong in here into the reply of this phase."""
@@ -426,8 +440,11 @@ def _phase(phase: Phase) -> Iterator[None]:
         raise Broken(
             reply.of(phase, error.code, error.message) if error.code > 0 else reply.lost(phase, error.message)
         ) from None
+    except ssl.SSLCertVerificationError as error:
+        raise Broken(reply.lost(phase, f"its certificate is not valid: {error.verify_message}")) from None
     except ssl.SSLError as error:
-        raise Broken(reply.lost(phase, f"TLS: {error.reason or error}")) from None
+        words = (error.reason or str(error)).replace("_", " ").lower()
+        raise Broken(reply.lost(phase, f"the TLS handshake failed: {words}")) from None
     except (aiosmtplib.SMTPTimeoutError, TimeoutError):
         raise Broken(reply.lost(phase, f"timed out during {phase}")) from None
     except (aiosmtplib.SMTPException, OSError) as error:

@@ -193,6 +193,10 @@ class TimelineEntry:
     milliseconds: int | None
     cause: str
     """Why, and what happens next, in words; empty where the kind says it all."""
+    tls_policy: str | None
+    """Which rule the connection was under: a word of `outbound.security.Policy`."""
+    tls_verified: bool | None
+    tls_note: str
 
 
 def list_(
@@ -300,7 +304,8 @@ def timeline(conn: Connection, organization_id: OrganizationId, message_id: Mess
         return cursor.execute(
             """
             SELECT t.id, t.delivery_id, t.at, t.kind, t.text, t.code, t.enhanced, host(t.source) AS source, t.mx_host,
-                host(t.mx_ip) AS mx_ip, t.tls, t.milliseconds, t.cause
+                host(t.mx_ip) AS mx_ip, t.tls, t.milliseconds, t.cause, t.tls_policy, t.tls_verified,
+                t.tls_note
             FROM timeline t JOIN messages m ON m.id = t.message_id
             WHERE t.message_id = %s AND m.organization_id = %s ORDER BY t.id
             """,

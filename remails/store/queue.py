@@ -71,6 +71,9 @@ class Result:
     """Why, and what happens next, as sentences."""
     is_delayed: bool = False
     """Whether it has waited for so long that its sender should know; noted once."""
+    tls_policy: str | None = None
+    tls_verified: bool | None = None
+    tls_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,14 +228,15 @@ def record_many(conn: Connection, results: Sequence[Result]) -> set[DeliveryId]:
             WITH result AS (
                 SELECT * FROM unnest(%s::bigint[], %s::uuid[], %s::int[], %s::text[], %s::text[], %s::text[],
                     %s::timestamptz[], %s::bool[], %s::smallint[], %s::text[], %s::text[], %s::text[], %s::text[],
-                    %s::text[], %s::int[], %s::text[], %s::bool[])
+                    %s::text[], %s::int[], %s::text[], %s::bool[], %s::text[], %s::bool[], %s::text[])
                     AS r (delivery_id, message_id, claim_epoch, status, kind, text, next_attempt_at, counts, code,
-                        enhanced, source, mx_host, mx_ip, tls, milliseconds, cause, is_delayed)),
+                        enhanced, source, mx_host, mx_ip, tls, milliseconds, cause, is_delayed, tls_policy,
+                        tls_verified, tls_note)),
             entry AS (
                 INSERT INTO timeline (message_id, delivery_id, kind, text, code, enhanced, source, mx_host, mx_ip, tls,
-                    milliseconds, cause)
+                    milliseconds, cause, tls_policy, tls_verified, tls_note)
                 SELECT message_id, delivery_id, kind, text, code, enhanced, source::inet, mx_host, mx_ip::inet, tls,
-                    milliseconds, cause
+                    milliseconds, cause, tls_policy, tls_verified, tls_note
                 FROM result),
             late AS (
                 INSERT INTO timeline (message_id, delivery_id, kind, text, cause)

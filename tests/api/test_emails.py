@@ -369,6 +369,9 @@ def delivered(db: Database, tenant: Tenant, id_: str, *results: tuple[str, str, 
                     mx_ip="192.0.2.1",
                     tls="TLSv1.3",
                     milliseconds=12,
+                    tls_policy="dane" if status == "delivered" else "opportunistic",
+                    tls_verified=status == "delivered",
+                    tls_note="" if status == "delivered" else "its certificate is for other names",
                 )
                 for claim, (status, kind, text) in zip(sorted(claims, key=lambda c: c.id), results, strict=True)
             ],
@@ -396,9 +399,9 @@ def test_details_show_each_recipient_and_all_that_happened(
     assert details["d@example.net"]["status"] == {"type": "Failed"}
     levels = {name: [(line["level"], line["msg"]) for line in one["log"]["lines"]] for name, one in details.items()}
     assert levels == {
-        "b@example.net": [("INFO", "delivered by mx.example.net [192.0.2.1] over TLSv1.3: 250 ok")],
-        "c@example.net": [("WARN", "deferred by mx.example.net [192.0.2.1] over TLSv1.3: 451 later")],
-        "d@example.net": [("ERROR", "failed by mx.example.net [192.0.2.1] over TLSv1.3: 550 no")],
+        "b@example.net": [("INFO", "delivered by mx.example.net [192.0.2.1] over TLSv1.3 (verified): 250 ok")],
+        "c@example.net": [("WARN", "deferred by mx.example.net [192.0.2.1] over TLSv1.3 (not verified): 451 later")],
+        "d@example.net": [("ERROR", "failed by mx.example.net [192.0.2.1] over TLSv1.3 (not verified): 550 no")],
     }
     assert [(one["recipient"], one["status"], one["last_code"]) for one in answer["deliveries"]] == [
         ("b@example.net", "delivered", 250),
@@ -406,6 +409,10 @@ def test_details_show_each_recipient_and_all_that_happened(
         ("d@example.net", "failed", 550),
     ]
     assert [entry["kind"] for entry in answer["timeline"]] == ["delivered", "deferred", "failed"]
+    assert [(entry["tls_policy"], entry["tls_verified"], entry["tls_note"]) for entry in answer["timeline"][:2]] == [
+        ("dane", True, ""),
+        ("opportunistic", False, "its certificate is for other names"),
+    ]
     assert answer["retry_after"] is not None
     assert answer["message_data"]["subject"] == "Hello"
     assert answer["message_data"]["text_body"].strip() == "Hi"

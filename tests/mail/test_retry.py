@@ -94,9 +94,10 @@ ROWS = [
     (Phase.EHLO, 550, "no", T, "nt"),
     (Phase.EHLO, None, "lost", T, "nt"),
     # TLS
+    (Phase.TLS, 454, "4.7.4 no encryption", T, "n"),
+    (Phase.TLS, 454, "4.7.5 not the right one", T, "n"),  # O19, O21
     (Phase.TLS, None, "handshake failed", T, "n"),  # O17
     (Phase.TLS, 454, "4.7.0 not now", T, "n"),  # O17
-    (Phase.TLS, None, "4.7.4 certificate does not fit", T, "n"),  # O19, O21
     # DNS
     (Phase.DNS, 556, "5.1.10 null MX", F, ""),  # O01
     (Phase.DNS, 550, "5.1.2 no such domain", F, ""),  # O02

@@ -196,6 +196,15 @@ class TimelineEntry(Struct, kw_only=True):
     milliseconds: int | None
     cause: str
     """Why, and what happens next, in words."""
+    tls_policy: Annotated[
+        Literal["opportunistic", "required", "sts", "sts-testing", "dane"] | None,
+        Meta(description="The rule that the connection was under."),
+    ]
+    tls_verified: Annotated[
+        bool | None,
+        Meta(description="Whether the server proved its name; null for plain text and where none answered."),
+    ]
+    tls_note: Annotated[str, Meta(description="What was not as it should be with TLS, in words.")]
 
 
 class EmailDetails(Email, kw_only=True):
@@ -519,7 +528,8 @@ def _details(delivery: messages.Delivery, timeline: Sequence[messages.TimelineEn
 
 def _line(entry: messages.TimelineEntry) -> LogLine:
     where = f" by {entry.mx_host} [{entry.mx_ip}]" if entry.mx_host else ""
-    how = f" over {entry.tls}" if entry.tls else ""
+    proved = {True: " (verified)", False: " (not verified)", None: ""}[entry.tls_verified]
+    how = f" over {entry.tls}{proved}" if entry.tls else ""
     msg = f"{entry.kind}{where}{how}: {entry.text}" if entry.text else f"{entry.kind}{where}{how}"
     return LogLine(time=entry.at, level=_LEVELS.get(entry.kind, "INFO"), msg=msg)
 
