@@ -79,6 +79,8 @@ class Mail(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Name that customers include in their SPF record; empty: the relay's hostname."""
     expire_after: Seconds = 4 * 86400.0
     """A delivery that did not succeed after so many seconds has failed (RFC 5321 §4.5.4.1)."""
+    idempotency_keep: Annotated[float, Meta(ge=86400)] = 2 * 86400.0
+    """Seconds for which a mail that is sent again under the same idempotency key is not stored again."""
 
 
 class Api(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

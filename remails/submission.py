@@ -16,8 +16,10 @@ from remails.bus import client, events
 from remails.config import Mail
 from remails.db import Connection, Database
 from remails.errors import Refused
-from remails.mail import address, dsn, message
+from remails.mail import address, dsn, idempotency, message
 from remails.store import addresses, messages, senders, suppressions, usage
+from remails.store import idempotency as kept_keys
+from remails.store.idempotency import Kept
 from remails.store.ids import ApiKeyId, MessageId, OrganizationId, PoolId, ProjectId, SmtpCredentialId
 from remails.store.rates import Rate
 from remails.throttle import Drawn, Throttle
@@ -42,6 +44,7 @@ class Submission:
         received: a complete Received field, which is put on top of `raw`.
         asked: what the sender wants to be told of the message.
         asked_of: the same of single recipients.
+        idempotency_key: goes before the key in the message's header; with one, the same mail is stored once.
         expires_in: seconds after which it is no longer tried, when shorter than the relay's own limit.
     """
 
@@ -53,6 +56,7 @@ class Submission:
     received: bytes
     label: str | None = None
     expires_in: float | None = None
+    idempotency_key: str | None = None
     asked: dsn.Asked = dsn.NOTHING
     asked_of: Mapping[address.Address, dsn.AskedOf] = field(default_factory=dict)
 
@@ -64,6 +68,8 @@ class Accepted:
     id: MessageId
     created_at: datetime
     message_id_header: str
+    is_repeated: bool = False
+    """Whether it was stored before, under the same idempotency key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,11 @@ class _Mail:
     project: senders.Project | None = None
     domain: senders.Domain | None = None
     pool_id: PoolId | None = None
+    idempotency: Kept | None = None
+    """What is to be kept under its key, if it has one."""
+
+
+_Outcome = _Mail | Accepted | Refused
 
 
 def check_sender(conn: Connection, sender: Sender, domain: str, throttle: Throttle | None = None) -> None:
@@ -110,27 +121,29 @@ def submit(
     """
     now = datetime.now(UTC)
     throttle = throttle or Throttle()
-    outcomes: list[_Mail | Refused] = [_prepare(given, settings, now) for given in submissions]
+    outcomes: list[_Outcome] = [_prepare(given, settings, now) for given in submissions]
     with db.transaction() as conn:
         outcomes = _check_projects(conn, outcomes)
+        outcomes = _find_repeated(conn, outcomes)
         outcomes = _check_domains(conn, outcomes)
         outcomes, drawn = _check_rates(conn, outcomes, throttle)
         outcomes = _check_quotas(conn, outcomes)
+        outcomes = _take_keys(conn, outcomes)
         stored = _store(conn, settings, now, [mail for mail in outcomes if isinstance(mail, _Mail)])
     throttle.keep(drawn)
     for note in _notes(stored):
         publisher.publish(note)  # only after the commit
     return [
-        outcome if isinstance(outcome, Refused) else Accepted(outcome.given.id, now, outcome.prepared.message_id)
+        Accepted(outcome.given.id, now, outcome.prepared.message_id) if isinstance(outcome, _Mail) else outcome
         for outcome in outcomes
     ]
 
 
-def _each(outcomes: Iterable[_Mail | Refused], check: Callable[[_Mail], _Mail]) -> list[_Mail | Refused]:
-    """Apply a check to what has not been refused yet."""
-    result: list[_Mail | Refused] = []
+def _each(outcomes: Iterable[_Outcome], check: Callable[[_Mail], _Mail | Accepted]) -> list[_Outcome]:
+    """Apply a check to what is not decided yet."""
+    result: list[_Outcome] = []
     for outcome in outcomes:
-        if isinstance(outcome, Refused):
+        if not isinstance(outcome, _Mail):
             result.append(outcome)
             continue
         try:
@@ -140,7 +153,7 @@ def _each(outcomes: Iterable[_Mail | Refused], check: Callable[[_Mail], _Mail]) 
     return result
 
 
-def _mails(outcomes: Iterable[_Mail | Refused]) -> list[_Mail]:
+def _mails(outcomes: Iterable[_Outcome]) -> list[_Mail]:
     return [outcome for outcome in outcomes if isinstance(outcome, _Mail)]
 
 
@@ -162,9 +175,25 @@ def _prepare(given: Submission, settings: Mail, now: datetime) -> _Mail | Refuse
             hostname=settings.hostname,
             label=given.label,
         )
+        return _Mail(given, prepared, idempotency=_to_keep(given, prepared, now))
     except Refused as refusal:
         return refusal
-    return _Mail(given, prepared)
+
+
+def _to_keep(given: Submission, prepared: message.Prepared, now: datetime) -> Kept | None:
+    key = prepared.idempotency_key
+    if given.idempotency_key is not None:
+        try:
+            key = idempotency.key(given.idempotency_key)
+        except idempotency.BadKey as error:
+            raise Refused(554, "5.6.0", str(error), status=422, field="Idempotency-Key") from None
+    if key is None:
+        return None
+    recipients = sorted({str(recipient) for recipient in given.recipients})
+    fingerprint = idempotency.fingerprint(
+        [str(given.mail_from), *recipients, given.label or "", str(given.expires_in or "")], given.raw
+    )
+    return Kept(given.sender.project_id, key, given.id, fingerprint, prepared.message_id, now)
 
 
 def _allowed(project: senders.Project | None) -> senders.Project:
@@ -175,10 +204,51 @@ def _allowed(project: senders.Project | None) -> senders.Project:
     return project
 
 
-def _check_projects(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_Mail | Refused]:
+def _check_projects(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
     wanted = {_key(mail.given.sender) for mail in _mails(outcomes)}
     known = senders.projects(conn, wanted) if wanted else {}
     return _each(outcomes, lambda mail: replace(mail, project=_allowed(known.get(_key(mail.given.sender)))))
+
+
+def _find_repeated(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
+    """What was stored before is answered as it was then, whatever else has changed."""
+    wanted = {mail.idempotency.place for mail in _mails(outcomes) if mail.idempotency is not None}
+    if not wanted:
+        return outcomes
+    known = kept_keys.find(conn, wanted)
+
+    def check(mail: _Mail) -> _Mail | Accepted:
+        earlier = known.get(mail.idempotency.place) if mail.idempotency is not None else None
+        return _as_before(mail, earlier) if earlier is not None else mail
+
+    return _each(outcomes, check)
+
+
+def _take_keys(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
+    """Keep what is going to be stored; of the same key, given twice at once, one comes first."""
+    first: dict[kept_keys.Place, Kept] = {}
+    for mail in _mails(outcomes):
+        if mail.idempotency is not None:
+            first.setdefault(mail.idempotency.place, mail.idempotency)
+    if not first:
+        return outcomes
+    taken = kept_keys.take(conn, list(first.values()))
+    first |= kept_keys.find(conn, first.keys() - taken) if len(taken) < len(first) else {}
+
+    def check(mail: _Mail) -> _Mail | Accepted:
+        if mail.idempotency is None or first[mail.idempotency.place] is mail.idempotency:
+            return mail
+        return _as_before(mail, first[mail.idempotency.place])
+
+    return _each(outcomes, check)
+
+
+def _as_before(mail: _Mail, earlier: Kept) -> Accepted:
+    assert mail.idempotency is not None
+    if mail.idempotency.fingerprint != earlier.fingerprint:
+        text = "The idempotency key was used before, for another message; take a new key for this one"
+        raise Refused(554, "5.6.0", text, status=422, field="Idempotency-Key")
+    return Accepted(earlier.message_id, earlier.created_at, earlier.message_id_header, is_repeated=True)
 
 
 def _key(sender: Sender) -> tuple[ProjectId, OrganizationId]:
@@ -198,7 +268,7 @@ def _own_domain(
     return found
 
 
-def _check_domains(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_Mail | Refused]:
+def _check_domains(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
     asked = {
         (mail.given.sender.project_id, domain)
         for mail in _mails(outcomes)
@@ -220,9 +290,7 @@ def _check_domains(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_M
     return _each(outcomes, check)
 
 
-def _check_rates(
-    conn: Connection, outcomes: list[_Mail | Refused], throttle: Throttle
-) -> tuple[list[_Mail | Refused], Drawn]:
+def _check_rates(conn: Connection, outcomes: list[_Outcome], throttle: Throttle) -> tuple[list[_Outcome], Drawn]:
     wanted: dict[OrganizationId, tuple[Rate, int]] = {}
     for mail in _mails(outcomes):
         if mail.project is not None and mail.project.rate is not None:
@@ -249,7 +317,7 @@ def _too_fast(rate: Rate, wait: float) -> Refused:
     return Refused(451, "4.7.1", text, status=429, retry_after=seconds)
 
 
-def _check_quotas(conn: Connection, outcomes: list[_Mail | Refused]) -> list[_Mail | Refused]:
+def _check_quotas(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
     limited = {
         mail.project.organization_id: mail.project
         for mail in _mails(outcomes)

@@ -307,3 +307,65 @@ def test_a_used_up_quota_is_refused_at_mail_from(db: Database, tenant: Tenant) -
     db.run(organizations.set_quota, tenant.organization_id, 0)
     with pytest.raises(Refused, match="monthly quota of 0"):
         db.run(submission.check_sender, tenant.sender, "acme.example")
+
+
+def keyed(tenant: Tenant, key: str, subject: str = "Hello") -> Submission:
+    return replace(tenant.submission(subject=subject), idempotency_key=key)
+
+
+def test_the_same_mail_under_the_same_key_is_stored_once(db: Database, tenant: Tenant) -> None:
+    """Also when it comes twice in one batch; nothing more is counted or said."""
+    (first,) = submit(db, keyed(tenant, "k1"))
+    assert isinstance(first, Accepted) and not first.is_repeated
+    bus = Listening()
+    again = submission.submit(db, bus, MAIL, [keyed(tenant, key) for key in ("k1", "k2", "k2", "k1")])
+    ids = [one.id for one in again if isinstance(one, Accepted)]
+    assert ids == [first.id, ids[1], ids[1], first.id] and ids[1] != first.id
+    assert [one.is_repeated for one in again if isinstance(one, Accepted)] == [True, False, True, True]
+    assert count(db)[:3] == (2, 2, 2)
+    assert db.run(usage.used_since, tenant.organization_id, first.created_at) == 2
+    assert len(bus.said) == 1
+
+
+def test_another_mail_under_a_key_that_was_used_is_refused(db: Database, tenant: Tenant) -> None:
+    outcomes = submit(db, keyed(tenant, "k"), keyed(tenant, "k", "Other"))
+    assert isinstance(outcomes[0], Accepted)
+    assert refused(outcomes[1]) == (554, "5.6.0", 422)
+    (later,) = submit(db, keyed(tenant, "k", "Other"))
+    assert refused(later) == (554, "5.6.0", 422)
+    assert count(db)[0] == 1
+
+
+def test_a_refused_mail_does_not_use_its_key(db: Database, tenant: Tenant) -> None:
+    foreign = replace(keyed(tenant, "k"), mail_from=address.parse("a@other.example"))
+    outcomes = submit(db, foreign, keyed(tenant, "k"))
+    assert refused(outcomes[0])[1] == "5.7.1"
+    assert isinstance(outcomes[1], Accepted) and not outcomes[1].is_repeated
+
+
+def test_keys_are_a_projects_own(db: Database, vault: Vault, pepper: Pepper, tenant: Tenant) -> None:
+    other = seed.tenant(db, vault, pepper, name="globex")
+    one, two = submit(db, keyed(tenant, "k"), keyed(other, "k"))
+    assert isinstance(one, Accepted) and isinstance(two, Accepted)
+    assert one.id != two.id and count(db)[0] == 2
+
+
+def test_the_same_mail_at_the_same_time_is_stored_once(db: Database, tenant: Tenant) -> None:
+    """Many batches at once, with the keys in many orders."""
+
+    def batch(number: int) -> list[Accepted | Refused]:
+        keys = [f"k{(number + step) % 7}" for step in range(7)]
+        return submit(db, *(keyed(tenant, key, subject=key) for key in keys))
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = [outcome for batch_ in pool.map(batch, range(20)) for outcome in batch_]
+    accepted = [outcome for outcome in outcomes if isinstance(outcome, Accepted)]
+    assert len(accepted) == 140
+    assert len({one.id for one in accepted}) == 7
+    assert sum(not one.is_repeated for one in accepted) == 7
+    assert count(db)[0] == 7
+
+
+def test_a_key_that_cannot_be_kept(db: Database, tenant: Tenant) -> None:
+    (outcome,) = submit(db, keyed(tenant, "k" * 256))
+    assert isinstance(outcome, Refused) and outcome.field == "Idempotency-Key"

@@ -83,7 +83,11 @@ def _operation(noun: Noun, operation: Operation, schema: dict[str, Any]) -> dict
         "tags": [noun.name],
         "summary": summary,
         "description": f"{description[:1].upper()}{description[1:]}\n\nFor: {operation.rule.text}.".strip(),
-        "parameters": [*_path_parameters(operation), *_query_parameters(operation, schema)],
+        "parameters": [
+            *_path_parameters(operation),
+            *_query_parameters(operation, schema),
+            *_header_parameters(operation),
+        ],
         "responses": {str(operation.status): _answer(operation, schema), **_problems(operation)},
         "security": _security(operation.rule),
     }
@@ -119,6 +123,13 @@ def _query_parameters(operation: Operation, schema: dict[str, Any]) -> list[dict
             parameter |= {"style": "form", "explode": False}
         parameters.append(parameter)
     return parameters
+
+
+def _header_parameters(operation: Operation) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": description}
+        for name, description in operation.headers.items()
+    ]
 
 
 def _answer(operation: Operation, schema: dict[str, Any]) -> dict[str, Any]:

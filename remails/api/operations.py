@@ -13,8 +13,9 @@ documentation. `openapi` reads the same declarations.
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -46,6 +47,8 @@ class Operation:
     errors: Sequence[int]
     limit: int
     media: str
+    headers: Mapping[str, str]
+    """Header fields a request may have, and what they mean."""
     fn: Callable[..., object]
     types: dict[str, Any]
     """Its parameters' types, and `return`."""
@@ -105,12 +108,13 @@ class Noun:
         errors: Sequence[int] = (),
         limit: int = SMALL,
         media: str = "application/json",
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Callable[[F], F]:
         """Declare an operation. `errors` are those beside what every operation may answer (401, 403, 404, 422, 503)."""
 
         def declare(fn: F) -> F:
             types = typing.get_type_hints(fn, include_extras=True)
-            self.operations.append(Operation(method, path, rule, status, errors, limit, media, fn, types))
+            self.operations.append(Operation(method, path, rule, status, errors, limit, media, headers, fn, types))
             return fn
 
         return declare

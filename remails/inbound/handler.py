@@ -121,6 +121,7 @@ class Handler:
             user=client.username,
             size=incoming.size,
             recipients=len(given.recipients),
+            repeated=outcome.is_repeated or None,
             milliseconds=round((time.monotonic() - started) * 1000),
         )
         return f"250 2.6.0 Accepted as {outcome.id}"

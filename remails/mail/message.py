@@ -22,7 +22,7 @@ from datetime import datetime
 from email.utils import format_datetime
 
 from remails.errors import Refused
-from remails.mail import address, headers
+from remails.mail import address, headers, idempotency
 from remails.mail.headers import Field, fields, split
 from remails.mail.parts import Attachment, Preview, preview
 
@@ -50,7 +50,8 @@ _SINGLE = {
     name.lower().encode(): name for name in ("From", "Sender", "Reply-To", "To", "Cc", "Subject", "Date", "Message-ID")
 }
 _LABEL = b"x-remails-label"
-_DROPPED = {b"bcc", b"resent-bcc", b"return-path", b"idempotency-key"}
+_KEYS = tuple(name.encode() for name in idempotency.FIELDS)
+_DROPPED = {b"bcc", b"resent-bcc", b"return-path", *_KEYS}
 _DROPPED_PREFIX = b"x-remails-"
 
 
@@ -71,6 +72,8 @@ class Prepared:
     """Whether any octet is above 127: then BODY=8BITMIME is needed (RFC 6152)."""
     utf8_headers: bool
     """Whether one of the header is: then SMTPUTF8 is needed (RFC 6532)."""
+    idempotency_key: str | None = None
+    """What the sender calls it, so that it is stored once however often it is sent."""
 
 
 def prepare(
@@ -106,6 +109,7 @@ def prepare(
         subject=headers.decode(first[b"subject"].value) if b"subject" in first else "",
         message_id=message_id,
         label=normalise_label(label if label is not None else _label_of(first)),
+        idempotency_key=_idempotency_key(found),
         eight_bit=not raw.isascii(),
         utf8_headers=not header.isascii(),
     )
@@ -196,6 +200,16 @@ def _authserv_id(value: bytes) -> str:
 
 def _label_of(first: dict[bytes, Field]) -> str:
     return headers.decode(first[_LABEL].value) if _LABEL in first else ""
+
+
+def _idempotency_key(found: list[Field]) -> str | None:
+    try:
+        keys = {idempotency.key(headers.text(field.value)) for field in found if field.name in _KEYS}
+    except idempotency.BadKey as error:
+        raise _refusal(str(error)) from None
+    if len(keys) > 1:
+        raise _refusal("The message has two idempotency keys")
+    return keys.pop() if keys else None
 
 
 def normalise_label(text: str) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from remails.db import Connection, Database
 from remails.logs import Log
-from remails.store import addresses, bans, messages, suppressions, users
+from remails.store import addresses, bans, idempotency, messages, suppressions, users
 
 log = Log("remails.periodic")
 
@@ -17,12 +17,13 @@ EVENT_DAYS = 90
 _BATCH = 500
 
 
-async def run(db: Database) -> None:
-    """Forget bodies, messages, what happened to addresses, expired sessions, failed logins, guessers and stale suppressions."""
+async def run(db: Database, idempotency_keep: float) -> None:
+    """Forget bodies, messages, keys older than `idempotency_keep` seconds, what happened to addresses, expired sessions, failed logins, guessers and stale suppressions."""
     removed = {
         "bodies": await _batches(db, lambda conn: messages.remove_old_bodies(conn, _BATCH)),
         "messages": await _batches(db, lambda conn: messages.remove_old(conn, MESSAGE_DAYS, _BATCH)),
         "address_events": await _batches(db, lambda conn: addresses.remove_old_events(conn, EVENT_DAYS, _BATCH)),
+        "idempotency_keys": await _batches(db, lambda conn: idempotency.remove_old(conn, idempotency_keep, _BATCH)),
         "logins": await db.call(users.purge),
         "bans": await db.call(bans.purge),
         "suppressions": await db.call(suppressions.purge),

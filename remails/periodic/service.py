@@ -67,7 +67,7 @@ def tasks(settings: Settings, db: Database, publisher: Publisher) -> list[Task]:
         Task("blocks", every.claims_interval, lambda: blocks.run(db)),
         Task("domains", every.domains_interval, lambda: domains.run(db, settings)),
         Task("usage", every.usage_interval, lambda: usage.run(db)),
-        Task("retention", every.retention_interval, lambda: retention.run(db)),
+        Task("retention", every.retention_interval, lambda: retention.run(db, settings.mail.idempotency_keep)),
     ]
 
 

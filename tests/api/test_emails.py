@@ -574,3 +574,21 @@ def test_what_a_sender_asked_to_be_told(key: Caller, db: Database, tenant: Tenan
     assert (shown["dsn_ret"], shown["dsn_envid"]) == ("HDRS", "job+2B1")
     (delivery,) = shown["deliveries"]
     assert (delivery["dsn_notify"], delivery["dsn_orcpt"]) == ("NEVER", "rfc822;b@example.net")
+
+
+def test_the_same_request_with_the_same_key(key: Caller, db: Database, tenant: Tenant) -> None:
+    def send(**changed: object) -> Any:
+        return key("POST", send_path(tenant), {**MAIL, **changed}, headers={"Idempotency-Key": "order-1"})
+
+    first, second, other = send(), send(), send(subject="Other")
+    assert (first.status_code, second.status_code) == (201, 201)
+    assert first.json["id"] == second.json["id"]
+    assert ("Idempotent-Replayed" in first.headers, second.headers["Idempotent-Replayed"]) == (False, "true")
+    assert (other.status_code, other.json["field"]) == (422, "Idempotency-Key")
+    assert stored(db, tenant) == 1
+    assert "dempotency" not in str(wire(db, tenant, first.json["id"]))
+
+
+def test_a_bad_idempotency_key(key: Caller, tenant: Tenant) -> None:
+    answer = key("POST", send_path(tenant), MAIL, headers={"Idempotency-Key": "x" * 256})
+    assert (answer.status_code, answer.json["field"]) == (422, "Idempotency-Key")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from remails.bus.client import Publisher
 from remails.config import Bus, Mail
 from remails.db import Connection, Database
 from remails.periodic import blocks, claims, orphans, retention, usage
-from remails.store import addresses, messages, organizations, projects, queue
+from remails.store import addresses, idempotency, messages, organizations, projects, queue
 from remails.store.ids import MessageId
 from remails.submission import Accepted
 from remails.vault import Pepper, Vault
@@ -159,7 +160,7 @@ def test_bodies_go_when_their_project_says_so_and_what_waits_keeps_its_own(db: D
         _age(db, message_id, project.retention_period_days + 1)
     for message_id in (young, old):
         _finish(db, message_id)
-    _run(retention.run(db))
+    _run(retention.run(db, 86400))
     kept = {id_: db.run(messages.body, tenant.organization_id, id_) is not None for id_ in (young, old, waiting)}
     assert kept == {young: True, old: False, waiting: True}
     assert db.run(messages.get, tenant.organization_id, old) is not None, "what happened to it is kept longer"
@@ -171,7 +172,7 @@ def test_finished_messages_go_after_ninety_days(db: Database, tenant: seed.Tenan
         _age(db, message_id, days)
     for message_id in (young, old):
         _finish(db, message_id)
-    _run(retention.run(db))
+    _run(retention.run(db, 86400))
     there = {id_: db.run(messages.get, tenant.organization_id, id_) is not None for id_ in (young, old, waiting)}
     assert there == {young: True, old: False, waiting: True}
 
@@ -186,7 +187,7 @@ def test_more_than_a_batch_goes_in_one_turn(db: Database, monkeypatch: pytest.Mo
             """
         )
     )
-    _run(retention.run(db))
+    _run(retention.run(db, 86400))
     assert db.run(_count, "address_events") == 5
 
 
@@ -202,5 +203,18 @@ def test_expired_sessions_and_old_failed_logins_go(db: Database, tenant: seed.Te
             """
         )
     )
-    _run(retention.run(db))
+    _run(retention.run(db, 86400))
     assert (db.run(_count, "sessions"), db.run(_count, "login_failures")) == (1, 1)
+
+
+def test_old_idempotency_keys_are_forgotten(db: Database, tenant: seed.Tenant) -> None:
+    given = [replace(tenant.submission(), idempotency_key=key) for key in ("old", "new")]
+    submission.submit(db, SILENT, MAIL, given)
+    db.run(
+        lambda conn: conn.execute(
+            "UPDATE idempotency_keys SET created_at = now() - interval '25 hours' WHERE key = 'old'"
+        )
+    )
+    _run(retention.run(db, 86400))
+    places = [(tenant.project_id, "old"), (tenant.project_id, "new")]
+    assert set(db.run(idempotency.find, places)) == {(tenant.project_id, "new")}

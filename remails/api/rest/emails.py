@@ -21,7 +21,7 @@ from werkzeug.wrappers import Response
 
 from remails import submission
 from remails.api import auth, changes
-from remails.api.operations import Noun, link_next, read_address
+from remails.api.operations import Noun, add_header, link_next, read_address
 from remails.api.problems import Invalid
 from remails.api.rest import projects
 from remails.api.state import state
@@ -41,6 +41,7 @@ PROJECT = "/organizations/{organization_id}/projects/{project_id}/emails"
 
 SEND_LIMIT = 4_000_000
 r"""Bytes of a request to send: two bodies of 500,000 bytes, also from a client that writes every letter as `\uXXXX`."""
+IDEMPOTENCY_KEY = "Idempotency-Key"
 MAX_BODY = 500_000
 SHOWN_RAW = 10_000
 """Bytes of the raw message that the details show."""
@@ -243,6 +244,10 @@ class EmailQuery(Struct, kw_only=True, forbid_unknown_fields=True):
     status=201,
     errors=[429],
     limit=SEND_LIMIT,
+    headers={
+        IDEMPOTENCY_KEY: "A name of your own for this email, up to 255 characters. The same request with the same key is answered as "
+        "the first one was, and sends nothing more, for a day at least; another email with the same key is refused."
+    },
 )
 def send(project_id: ProjectId, *, body: NewEmail) -> Email:
     """Send an email.
@@ -254,9 +259,11 @@ def send(project_id: ProjectId, *, body: NewEmail) -> Email:
     outcome = submission.submit(state().db, state().publisher, state().settings.mail, [given], state().throttle)[0]
     if isinstance(outcome, Refused):
         raise outcome
+    if outcome.is_repeated:
+        add_header("Idempotent-Replayed", "true")
     try:
         with state().db.transaction() as conn:
-            return _shown(conn, [_find(conn, given.id)])[0]
+            return _shown(conn, [_find(conn, outcome.id)])[0]
     except Unavailable:
         # It is stored: an error now would make the client send it again.
         return _just_accepted(body, given, outcome)
@@ -301,6 +308,7 @@ def _submission(project_id: ProjectId, body: NewEmail) -> submission.Submission:
         ),
         label=body.label,
         expires_in=body.expires_in,
+        idempotency_key=request.headers.get(IDEMPOTENCY_KEY),
     )
 
 
@@ -334,7 +342,7 @@ def _just_accepted(body: NewEmail, given: submission.Submission, outcome: submis
     nothing_yet = RecipientDetails(status=RecipientStatus(type="None"), log=Log(lines=[]))
     longest = state().settings.mail.expire_after
     return Email(
-        id=given.id,
+        id=outcome.id,
         project_id=given.sender.project_id,
         status="processing",
         reason=None,
