@@ -4,8 +4,9 @@
                             `-> none to be had --> the last verdict stands (D12)
 
 The pages and the API call `check_domain` when somebody asks, `periodic` when a domain was not looked at for long. A domain
-is verified when the ownership token and the record of every active DKIM key are right, in the same look. SPF, DMARC
-and the domain's address are judged and shown, nothing more.
+is verified when the ownership token and the record of every active DKIM key are right, in the same look. From then on a DKIM or SPF
+record that is definitely wrong holds the domain's mail, and the look that finds it mended lets it go. DMARC, the way back
+for bounces and the domain's address are judged and shown, nothing more.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from remails.db import Connection, Database
 from remails.errors import Refused
 from remails.mail import records
 from remails.mail.records import Verdict
-from remails.store import domains
+from remails.store import domains, holds
 from remails.store.domains import Domain
 
 Verification = dict[str, Any]
@@ -54,22 +55,35 @@ def look(asked: dns.resolver.Resolver, domain: Domain, spf_include: str) -> dict
         "spf": lambda: records.spf(dns_of.texts(domain.name), spf_include, lookup=dns_of.texts),
         "dmarc": lambda: _dmarc(dns_of, domain),
         "a": lambda: records.a(dns_of.ask(domain.name, "A")),
+        "return_path": lambda: _return_path(dns_of, domain),
     }
     with ThreadPoolExecutor(len(questions), thread_name_prefix="dns") as threads:
         return dict(zip(questions, threads.map(_answered, questions.values()), strict=True))
 
 
 def save(conn: Connection, domain: Domain, seen: Mapping[str, Verdict]) -> Verification:
-    """Store what a look saw, and with it whether the domain may send."""
+    """Store what a look saw, and with it whether the domain may send; hold its mail or let it go."""
     verification: Verification = {"timestamp": datetime.now(UTC).isoformat(timespec="seconds")}
     for name, verdict in seen.items():
         verification[name] = _standing(verdict, domain.verification.get(name))
     try:
-        domains.save_verification(conn, domain.id, verification, verified=is_proved(seen))
+        domains.save_verification(
+            conn, domain.id, verification, verified=is_proved(seen), hold_reason=_hold_reason(domain, seen)
+        )
     except Refused as refusal:
         verification["ownership"] = asdict(Verdict("Error", refusal.text, seen["ownership"].value))
         domains.save_verification(conn, domain.id, verification, verified=False)
+    holds.settle(conn, domain_id=domain.id)
     return verification
+
+
+def _hold_reason(domain: Domain, seen: Mapping[str, Verdict]) -> str | None:
+    """Why mail from the domain is to be held. Where DNS did not say, it stays as it was (D12)."""
+    needed = [seen[name] for name in ("dkim", "spf")]
+    wrong = next((verdict for verdict in needed if verdict.checked and verdict.status == "Error"), None)
+    if wrong is not None:
+        return f"The DNS of {domain.name} is wrong. {wrong.reason}."
+    return domain.hold_reason if not all(verdict.checked for verdict in needed) else None
 
 
 def _standing(verdict: Verdict, last: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -129,6 +143,12 @@ def _dkim(dns_of: _Dns, domain: Domain) -> Verdict:
             verdicts.append(records.dkim(found, key.record, doubled=dns_of.doubled(name, found)))
     nothing = Verdict("Error", "The domain has no active DKIM key")
     return max(verdicts, key=lambda verdict: _SEVERITY.index(verdict.status), default=nothing)
+
+
+def _return_path(dns_of: _Dns, domain: Domain) -> Verdict:
+    servers = dns_of.ask(domain.name, "MX")
+    addresses = [] if servers else dns_of.ask(domain.name, "A") or dns_of.ask(domain.name, "AAAA")
+    return records.return_path(servers, addresses)
 
 
 def _dmarc(dns_of: _Dns, domain: Domain) -> Verdict:

@@ -17,7 +17,7 @@ from remails.config import Mail
 from remails.db import Connection, Database
 from remails.errors import Refused
 from remails.mail import address, dsn, idempotency, message
-from remails.store import addresses, messages, senders, suppressions, usage
+from remails.store import addresses, holds, messages, queue, senders, suppressions, usage
 from remails.store import idempotency as kept_keys
 from remails.store.idempotency import Kept
 from remails.store.ids import ApiKeyId, MessageId, OrganizationId, PoolId, ProjectId, SmtpCredentialId
@@ -356,6 +356,9 @@ def _store(conn: Connection, settings: Mail, now: datetime, mails: Sequence[_Mai
     )
     stored = [_new_message(mail, settings, now, pools, suppressed) for mail in mails]
     messages.insert_many(conn, stored)
+    held = {new.id: one.cause for new in stored for one in new.deliveries if one.status == "held"}
+    if held:
+        queue.note_many(conn, [queue.Note(id_, None, "held", cause=cause) for id_, cause in held.items()])
     usage.append(conn, _used(stored))
     return stored
 
@@ -378,23 +381,25 @@ def _new_message(
     assert mail.domain is not None
     assert mail.pool_id is not None
     assert mail.project is not None
-    waiting = "accepted" if mail.project.block_status == "not_blocked" else "held"
+    waiting = _waiting(mail.project, mail.domain)
     candidates = pools.get(mail.pool_id, [])
 
     def delivery(recipient: address.Address) -> messages.NewDelivery:
         # The same project reaches the same domain from the same address: greylisting and reputation want it so.
         source = addresses.choose(candidates, addresses.key(sender.project_id, recipient.domain))
         asked = given.asked_of.get(recipient, dsn.NOT_ASKED)
-        status, cause = waiting, ""
+        status, held_for, cause = waiting
         reason = suppressed.get((sender.organization_id, recipient.key))
         if reason is not None:
-            status, cause = "suppressed", "The address is on the suppression list" + (f": {reason}" if reason else ".")
+            status, held_for = "suppressed", None
+            cause = "The address is on the suppression list" + (f": {reason}" if reason else ".")
         return messages.NewDelivery(
             recipient=str(recipient),
             domain=recipient.domain,
             status=status,
             source=source,
             cause=cause,
+            held_for=held_for,
             dsn_notify=asked.notify,
             dsn_orcpt=asked.orcpt,
         )
@@ -421,6 +426,15 @@ def _new_message(
         raw=prepared.raw,
         deliveries=tuple(delivery(recipient) for recipient in dict.fromkeys(given.recipients)),
     )
+
+
+def _waiting(project: senders.Project, domain: senders.Domain) -> tuple[str, str | None, str]:
+    """The status of a delivery that comes in now, what it is held for, and why."""
+    if project.block_status != "not_blocked":
+        return "held", "block", holds.BLOCKED
+    if domain.hold_reason is not None:
+        return "held", "domain", domain.hold_reason
+    return "accepted", None, ""
 
 
 def _notes(stored: Iterable[messages.NewMessage]) -> list[events.Ready]:

@@ -3,21 +3,27 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import seed
+from seed import Tenant
 
-from remails import domaincheck
+from remails import domaincheck, submission
+from remails.bus.client import Publisher
+from remails.config import Bus, Dns, Mail, Periodic, Settings
 from remails.config import Database as DatabaseSettings
-from remails.config import Dns, Mail, Periodic, Settings
 from remails.db import Database
 from remails.dev.dns import Code, Server, StaticZone
 from remails.periodic import domains as recheck
-from remails.store import domains, organizations
+from remails.store import domains, holds, messages, organizations, queue
 from remails.store.domains import Domain
-from remails.vault import Vault
+from remails.store.ids import MessageId
+from remails.store.messages import Message
+from remails.vault import Pepper, Vault
 
 INCLUDE = "spf.relay.example"
 
@@ -103,7 +109,7 @@ def test_a_domain_with_all_records_is_verified(
     _publish(zone, domain)
     assert len(domain.dkim_keys[0].record) > 255
     seen = domaincheck.check_domain(db, settings, domain)
-    assert _statuses(seen) == dict.fromkeys(("ownership", "dkim", "spf", "dmarc", "a"), "Success")
+    assert _statuses(seen) == dict.fromkeys(("ownership", "dkim", "spf", "dmarc", "a", "return_path"), "Success")
     assert seen["dkim"]["value"] == domain.dkim_keys[0].record
     assert datetime.fromisoformat(seen["timestamp"]).utcoffset() == timedelta(0)
     after = _stored(db, domain)
@@ -134,6 +140,7 @@ def test_spf_dmarc_and_an_address_are_judged_but_not_needed(
         "spf": "Error",
         "dmarc": "Info",
         "a": "Info",
+        "return_path": "Warning",
     }
     assert _stored(db, domain).verified_at is not None
 
@@ -173,15 +180,146 @@ def test_an_outage_does_not_verify(db: Database, settings: Settings, zone: Stati
     assert _stored(db, domain).verified_at is None
 
 
-def test_records_that_are_gone_are_shown_and_do_not_stop_the_mail(
-    db: Database, settings: Settings, zone: StaticZone, domain: Domain
+# What is wrong holds mail, what is not known does not
+
+
+@pytest.fixture
+def sending(db: Database, settings: Settings, zone: StaticZone, tenant: Tenant) -> Domain:
+    """The tenant's domain with all its records."""
+    found = db.run(domains.by_name, tenant.organization_id, tenant.domain)
+    assert found is not None
+    _publish(zone, found)
+    domaincheck.check_domain(db, settings, found)
+    return _stored(db, found)
+
+
+def _send(db: Database, tenant: Tenant, **options: Any) -> Message:
+    (outcome,) = submission.submit(
+        db, Publisher(Bus(), ""), Mail(hostname="relay.example"), [replace(tenant.submission(), **options)]
+    )
+    assert isinstance(outcome, submission.Accepted), outcome
+    return _message(db, tenant, outcome.id)
+
+
+def _message(db: Database, tenant: Tenant, message_id: MessageId) -> Message:
+    found = db.run(messages.get, tenant.organization_id, message_id)
+    assert found is not None
+    return found
+
+
+def _put(zone: StaticZone, name: str, answers: list[str] | Code) -> None:
+    zone[name, "TXT"] = answers
+
+
+WRONG: list[tuple[str, list[str], str]] = [
+    ("remails._domainkey.acme.example", [], "There is no DKIM record"),
+    ("remails._domainkey.acme.example", ["v=DKIM1; p=AAAA"], "not ours"),
+    ("acme.example", [], "There is no SPF record"),
+    ("acme.example", ["v=spf1 -all"], "does not have include:spf.relay.example"),
+    ("acme.example", ["v=spf1 -all", "v=spf1 include:spf.relay.example -all"], "more than one SPF record"),  # D06
+]
+
+
+@pytest.mark.parametrize(("name", "answers", "reason"), WRONG)
+def test_a_definite_mismatch_holds_mail_until_it_is_mended(
+    db: Database,
+    settings: Settings,
+    zone: StaticZone,
+    tenant: Tenant,
+    sending: Domain,
+    name: str,
+    answers: list[str],
+    reason: str,
 ) -> None:
-    _publish(zone, domain)
-    domaincheck.check_domain(db, settings, domain)
-    del zone["remails._domainkey.example.com", "TXT"]
-    seen = domaincheck.check_domain(db, settings, _stored(db, domain))
-    assert (seen["dkim"]["status"], seen["dkim"]["checked"]) == ("Error", True)
-    assert _stored(db, domain).verified_at is not None
+    waiting = _send(db, tenant)
+    assert waiting.status == "accepted"
+    right = zone.answer(name, "TXT")
+    zone[name, "TXT"] = answers
+    domaincheck.check_domain(db, settings, sending)
+    stored = _stored(db, sending)
+    assert stored.verified_at is not None, "it is still theirs"
+    assert stored.hold_reason is not None and reason in stored.hold_reason
+    later = _send(db, tenant)
+    for one in (_message(db, tenant, waiting.id), later):
+        assert (one.status, one.cause) == ("held", stored.hold_reason)
+        (entry,) = db.run(messages.timeline, tenant.organization_id, one.id)
+        assert (entry.kind, entry.cause) == ("held", stored.hold_reason)
+    assert db.run(holds.settle) == holds.Settled(0, 0, 0), "it stays held"
+
+    _put(zone, name, right)
+    domaincheck.check_domain(db, settings, stored)
+    assert _stored(db, sending).hold_reason is None
+    assert [_message(db, tenant, one.id).status for one in (waiting, later)] == ["accepted", "accepted"]
+    assert len(db.run(queue.claim_due, tenant.host_id, tenant.sources, lease=60, limit=9)) == 2
+    assert [one.kind for one in db.run(messages.timeline, tenant.organization_id, later.id)] == ["held", "released"]
+
+
+@pytest.mark.parametrize("answer", [Code.SERVFAIL, Code.REFUSED, Code.TIMEOUT])
+@pytest.mark.parametrize("name", ["remails._domainkey.acme.example", "acme.example"])
+def test_an_answer_that_is_none_changes_nothing(
+    db: Database, settings: Settings, zone: StaticZone, tenant: Tenant, sending: Domain, name: str, answer: Code
+) -> None:
+    """D12: neither does it hold mail, nor does it let go what is held."""
+    right = zone.answer(name, "TXT")
+    zone[name, "TXT"] = answer
+    domaincheck.check_domain(db, settings, sending)
+    assert _stored(db, sending).hold_reason is None
+    assert _send(db, tenant).status == "accepted"
+
+    zone[name, "TXT"] = []
+    domaincheck.check_domain(db, settings, _stored(db, sending))
+    wrong = _stored(db, sending)
+    assert wrong.hold_reason is not None
+    zone[name, "TXT"] = answer
+    domaincheck.check_domain(db, settings, wrong)
+    assert _stored(db, sending).hold_reason == wrong.hold_reason
+    assert _send(db, tenant).status == "held"
+    _put(zone, name, right)
+    domaincheck.check_domain(db, settings, _stored(db, sending))
+    assert _stored(db, sending).hold_reason is None
+
+
+def test_periodic_looks_soon_again_at_a_domain_whose_mail_is_held(
+    db: Database, settings: Settings, zone: StaticZone, tenant: Tenant, sending: Domain
+) -> None:
+    right = zone.answer("acme.example", "TXT")
+    zone["acme.example", "TXT"] = []
+    domaincheck.check_domain(db, settings, sending)
+    held = _send(db, tenant)
+    _put(zone, "acme.example", right)
+    asyncio.run(recheck.run(db, settings))
+    assert _message(db, tenant, held.id).status == "held", "it was looked at just now"
+    _age(db, sending, checked="10 min", created="9 days")
+    asyncio.run(recheck.run(db, settings))
+    assert _message(db, tenant, held.id).status == "accepted"
+
+
+def test_what_is_held_for_longer_than_it_has_time_fails(
+    db: Database, settings: Settings, zone: StaticZone, tenant: Tenant, sending: Domain
+) -> None:
+    zone["acme.example", "TXT"] = []
+    domaincheck.check_domain(db, settings, sending)
+    short, long = _send(db, tenant, expires_in=0.001), _send(db, tenant)
+    assert db.run(holds.settle) == holds.Settled(0, 0, 1)
+    assert (_message(db, tenant, short.id).status, _message(db, tenant, long.id).status) == ("failed", "held")
+    held, expired = db.run(messages.timeline, tenant.organization_id, short.id)
+    assert expired.kind == "expired" and held.cause in expired.cause
+
+
+def test_other_domains_and_other_organizations_are_not_held(
+    db: Database, settings: Settings, zone: StaticZone, vault: Vault, pepper: Pepper, tenant: Tenant, sending: Domain
+) -> None:
+    other = seed.tenant(db, vault, pepper, name="other")
+    theirs = _send(db, other)
+    zone["acme.example", "TXT"] = []
+    domaincheck.check_domain(db, settings, sending)
+    assert _message(db, other, theirs.id).status == "accepted"
+    db.run(lambda conn: conn.execute("UPDATE organizations SET block_status = 'no_sending' WHERE name = 'acme'"))
+    held = _send(db, tenant)
+    assert held.cause == holds.BLOCKED
+    db.run(lambda conn: conn.execute("UPDATE domains SET hold_reason = NULL"))
+    db.run(holds.settle)
+    assert _message(db, tenant, held.id).status == "held", "its organization may not send yet"
 
 
 def test_a_key_behind_cnames_counts(db: Database, settings: Settings, zone: StaticZone, domain: Domain) -> None:

@@ -406,6 +406,25 @@ def _judge_dmarc(tags: dict[str, str]) -> tuple[Status, str]:
 # --- addresses ------------------------------------------------------------------------------------------------------
 
 
+def return_path(servers: Sequence[str], addresses: Sequence[str]) -> Verdict:
+    """Whether a bounce finds its way back to the domain, which is also what many receivers ask of a sender.
+
+    Args:
+        servers: the MX records as text.
+        addresses: A and AAAA records, which count where there is no MX (RFC 5321 §5.1).
+    """
+    found = [server for server in servers if server.split()[-1] != "."]
+    if servers and not found:  # RFC 7505 §4.2
+        return Verdict(
+            "Warning", "The domain says that it takes no mail (null MX), so receivers may refuse it as a sender"
+        )
+    if not found and not addresses:
+        return Verdict(
+            "Warning", "The domain has no mail server (MX), so bounces cannot come back and some receivers refuse it"
+        )
+    return Verdict("Success", "Bounces find their way back", "\n".join(found[:10]) or None)
+
+
 def a(answers: Sequence[str]) -> Verdict:
     """Whether the domain has an address; some receivers want that of a sender's domain."""
     if answers:

@@ -3,7 +3,7 @@
 notify      says again what waits and nobody took
 claims      ends the claims of dead hosts
 orphans     finds another address for mail whose address went away
-blocks      holds the mail of blocked organizations, lets go that of others
+holds       holds the mail of blocked organizations and of domains whose DNS is wrong, lets go that of others
 domains     looks at the sender domains' DNS again
 usage       folds what was used into sums, starts a new month of a quota
 retention   forgets what is old

@@ -5,7 +5,7 @@ NAME
 
 DESCRIPTION
     Say again what is due and was not taken; end the claims of dead hosts; find another address for mail whose own went
-    away; hold the mail of blocked organizations; look at the sender domains' DNS again; fold usage and renew quotas;
+    away; hold the mail of blocked organizations and of domains whose DNS is wrong; look at the sender domains' DNS again; fold usage and renew quotas;
     forget what is old. Each task has its own interval and they run side by side, so a slow one does not delay the
     others. None of them is needed for mail to be taken or sent.
 
@@ -39,7 +39,7 @@ from remails.config import Settings
 from remails.db import Database
 from remails.errors import Unavailable
 from remails.logs import Log
-from remails.periodic import blocks, claims, domains, notify, orphans, retention, usage
+from remails.periodic import claims, domains, holds, notify, orphans, retention, usage
 from remails.store import server
 from remails.store.leadership import Leadership
 
@@ -64,7 +64,7 @@ def tasks(settings: Settings, db: Database, publisher: Publisher) -> list[Task]:
         Task("notify", every.notify_interval, lambda: notify.run(db, publisher)),
         Task("claims", every.claims_interval, lambda: claims.run(db, publisher, every.host_timeout)),
         Task("orphans", every.claims_interval, lambda: orphans.run(db, publisher)),
-        Task("blocks", every.claims_interval, lambda: blocks.run(db)),
+        Task("holds", every.claims_interval, lambda: holds.run(db)),
         Task("domains", every.domains_interval, lambda: domains.run(db, settings)),
         Task("usage", every.usage_interval, lambda: usage.run(db)),
         Task("retention", every.retention_interval, lambda: retention.run(db, settings.mail.idempotency_keep)),

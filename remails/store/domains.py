@@ -56,6 +56,8 @@ class Domain:
     pool_id: PoolId | None
     created_at: datetime
     updated_at: datetime
+    hold_reason: str | None
+    """Why mail from it is held, as a sentence; None: it goes out."""
     project_ids: list[ProjectId]
     dkim_keys: list[DkimKey]
 
@@ -170,12 +172,14 @@ def due_for_check(
 ) -> list[Domain]:
     """Domains whose DNS was not looked at for so long, the longest first, of every organization.
 
-    Those that wait for their records to appear, on their first day, are due after `new_older_than` already.
+    Those that wait for their records to appear, on their first day, and those whose mail is held are due after
+    `new_older_than` already.
     """
     due = conn.execute(
         """SELECT id FROM domains
            WHERE checked_at IS NULL OR checked_at < now() - %(older_than)s
-               OR (verified_at IS NULL AND created_at > now() - interval '1 day' AND checked_at < now() - %(new)s)
+               OR (checked_at < now() - %(new)s AND (hold_reason IS NOT NULL
+                   OR (verified_at IS NULL AND created_at > now() - interval '1 day')))
            ORDER BY checked_at NULLS FIRST LIMIT %(limit)s""",
         {"older_than": older_than, "new": new_older_than or older_than, "limit": limit},
     ).fetchall()
@@ -243,11 +247,16 @@ def set_projects(
 
 
 def save_verification(
-    conn: db.Connection, domain_id: DomainId, verification: Mapping[str, Any], *, verified: bool
+    conn: db.Connection,
+    domain_id: DomainId,
+    verification: Mapping[str, Any],
+    *,
+    verified: bool,
+    hold_reason: str | None = None,
 ) -> None:
     """Keep what a check of the domain's DNS saw. The first one with `verified` makes the domain the organization's.
 
-    Once verified it stays so: DNS that breaks for a while is shown, but does not stop the mail.
+    Once verified it stays so: DNS that breaks later may hold its mail (`hold_reason`), but the domain is not refused.
 
     Raises:
         Refused: 409 when another organization was verified before. What was seen is written all the same, so a caller
@@ -255,18 +264,20 @@ def save_verification(
     """
     try:
         with constraints.explained(conn, _REFUSALS):
-            _save(conn, domain_id, verification, verified)
+            _save(conn, domain_id, verification, verified, hold_reason)
     except Refused:
-        _save(conn, domain_id, verification, False)
+        _save(conn, domain_id, verification, False, hold_reason)
         raise
 
 
-def _save(conn: db.Connection, domain_id: DomainId, verification: Mapping[str, Any], verified: bool) -> None:
+def _save(
+    conn: db.Connection, domain_id: DomainId, verification: Mapping[str, Any], verified: bool, hold_reason: str | None
+) -> None:
     conn.execute(
-        """UPDATE domains SET verification = %(verification)s, checked_at = now(),
+        """UPDATE domains SET verification = %(verification)s, checked_at = now(), hold_reason = %(hold_reason)s,
                verified_at = CASE WHEN %(verified)s THEN coalesce(verified_at, now()) ELSE verified_at END
            WHERE id = %(id)s""",
-        {"id": domain_id, "verification": Jsonb(verification), "verified": verified},
+        {"id": domain_id, "verification": Jsonb(verification), "verified": verified, "hold_reason": hold_reason},
     )
 
 

@@ -142,6 +142,8 @@ class Message:
     """When the next attempt is due, while one is."""
     updated_at: datetime
     last_reply: str | None
+    cause: str | None
+    """Why it is held or was not sent, in words; None where a reply says what there is to say."""
     has_body: bool
     dsn_ret: str | None = None
     """What the sender asked for (`mail.dsn`), as it was given."""
@@ -224,7 +226,7 @@ def list_(
             f"""
             SELECT m.id, m.organization_id, m.project_id, m.smtp_credential_id, m.api_key_id, m.created_at, m.expires_at,
                 m.mail_from, m.header_from, m.subject, m.message_id_header, m.label, m.size,
-                s.status, s.recipients, s.attempts, s.retry_after, s.last_reply,
+                s.status, s.recipients, s.attempts, s.retry_after, s.last_reply, s.cause,
                 coalesce(s.updated_at, m.created_at) AS updated_at,
                 EXISTS (SELECT FROM message_bodies b WHERE b.message_id = m.id) AS has_body, m.dsn_ret, m.dsn_envid
             FROM messages m CROSS JOIN LATERAL (
@@ -241,6 +243,8 @@ def list_(
                     (array_agg(concat_ws(' ', d.last_code, d.last_enhanced, d.last_reply) ORDER BY d.status = 'delivered', d.id)
                         FILTER (WHERE d.last_reply IS NOT NULL))[1]
                         AS last_reply,
+                    (array_agg(d.cause ORDER BY d.id) FILTER (WHERE d.status IN ('held', 'suppressed') AND d.cause <> ''))[1]
+                        AS cause,
                     max(d.finished_at) AS updated_at
                 FROM deliveries d WHERE d.message_id = m.id) s
             WHERE m.organization_id = %(organization_id)s

@@ -81,7 +81,8 @@ class Note:
     """Something that happened to a delivery apart from an attempt, for the timeline."""
 
     message_id: MessageId
-    delivery_id: DeliveryId
+    delivery_id: DeliveryId | None
+    """None: to all of them."""
     kind: str
     text: str = ""
     cause: str = ""
@@ -362,27 +363,6 @@ def retry(conn: Connection, organization_id: OrganizationId, message_id: Message
             {"message_id": message_id, "organization_id": organization_id},
         )
         return rows.fetchall()
-
-
-def settle_blocks(conn: Connection) -> tuple[int, int]:
-    """Hold what waits of organizations that may not send, and let go what is held of those that may again."""
-    held = conn.execute(
-        """
-        UPDATE deliveries d SET status = 'held', claim_epoch = d.claim_epoch + 1, claimed_by = NULL
-        FROM organizations o
-        WHERE o.id = d.organization_id AND o.block_status <> 'not_blocked' AND d.status IN ('accepted', 'reattempt')
-            AND NOT (d.claimed_by IS NOT NULL AND d.next_attempt_at > clock_timestamp())
-        """
-    ).rowcount
-    freed = conn.execute(
-        """
-        UPDATE deliveries d SET status = CASE WHEN d.attempts = 0 THEN 'accepted' ELSE 'reattempt' END::delivery_status,
-            next_attempt_at = clock_timestamp()
-        FROM organizations o
-        WHERE o.id = d.organization_id AND o.block_status = 'not_blocked' AND d.status = 'held'
-        """
-    ).rowcount
-    return held, freed
 
 
 @dataclass(frozen=True, slots=True)

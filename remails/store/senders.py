@@ -44,6 +44,8 @@ class Domain:
     name: str
     verified_at: datetime | None
     pool_id: PoolId | None
+    hold_reason: str | None
+    """Why mail from it is held; None: it goes out."""
 
 
 def projects(
@@ -79,7 +81,7 @@ def domains(
         found = cursor.execute(
             """
             SELECT DISTINCT ON (wanted.project_id, wanted.asked) wanted.project_id, wanted.asked, d.id, d.name, d.verified_at,
-                d.pool_id
+                d.pool_id, d.hold_reason
             FROM unnest(%s::uuid[], %s::text[], %s::text[]) AS wanted (project_id, asked, name)
             JOIN domains_projects dp ON dp.project_id = wanted.project_id
             JOIN domains d ON d.id = dp.domain_id AND d.name = wanted.name

@@ -299,7 +299,8 @@ def test_a_blocked_organization_is_403(send: Any, db: Database, tenant: Tenant) 
     db.run(organizations.set_block_status, tenant.organization_id, "no_sending_or_receiving")
     assert send().status_code == 403
     db.run(organizations.set_block_status, tenant.organization_id, "no_sending")
-    assert send().get_json()["status"] == "held"
+    answer = send().get_json()
+    assert (answer["status"], answer["reason"]) == ("held", "The organization may not send at present.")
 
 
 def test_a_suppressed_recipient_shows__A11(key: Caller, send: Any, tenant: Tenant) -> None:

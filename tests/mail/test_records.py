@@ -299,6 +299,22 @@ def test_ownership_at_the_doubled_name() -> None:
     assert verdict.status == "Error" and "ends in the domain twice" in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("servers", "addresses", "status", "reason"),
+    [
+        (["10 mx.example.com."], [], "Success", "way back"),
+        (["0 .", "10 mx.example.com."], [], "Success", "way back"),
+        ([], ["192.0.2.1"], "Success", "way back"),
+        (["0 ."], ["192.0.2.1"], "Warning", "takes no mail"),
+        ([], [], "Warning", "no mail server"),
+    ],
+)
+def test_return_path(servers: Sequence[str], addresses: Sequence[str], status: str, reason: str) -> None:
+    """D12: beside a timeout, what is there decides."""
+    verdict = records.return_path(servers, addresses)
+    assert verdict.status == status and reason in verdict.reason and verdict.checked
+
+
 def test_address() -> None:
     assert records.a(["192.0.2.1", "192.0.2.2"]) == records.Verdict(
         "Success", "The domain has an address", "192.0.2.1, 192.0.2.2"

@@ -12,7 +12,7 @@ from remails import submission
 from remails.bus.client import Publisher
 from remails.config import Bus, Mail
 from remails.db import Connection, Database
-from remails.periodic import blocks, claims, orphans, retention, usage
+from remails.periodic import claims, holds, orphans, retention, usage
 from remails.store import addresses, idempotency, messages, organizations, projects, queue
 from remails.store.ids import MessageId
 from remails.submission import Accepted
@@ -112,16 +112,16 @@ def test_mail_waits_while_its_pool_is_empty_and_goes_where_submission_would_send
     assert [delivery.source for delivery in _deliveries(db, tenant, message_id)] == [later.source]
 
 
-# blocks
+# holds
 
 
 def test_mail_of_a_blocked_organization_is_held_and_let_go(db: Database, tenant: seed.Tenant) -> None:
     message_id = _send(db, tenant)
     db.run(organizations.set_block_status, tenant.organization_id, "no_sending")
-    _run(blocks.run(db))
+    _run(holds.run(db))
     assert [delivery.status for delivery in _deliveries(db, tenant, message_id)] == ["held"]
     db.run(organizations.set_block_status, tenant.organization_id, "not_blocked")
-    _run(blocks.run(db))
+    _run(holds.run(db))
     assert [delivery.status for delivery in _deliveries(db, tenant, message_id)] == ["accepted"]
 
 

@@ -10,7 +10,7 @@ from remails import submission
 from remails.bus.client import Publisher
 from remails.config import Bus, Mail
 from remails.db import Database
-from remails.store import messages, queue
+from remails.store import holds, messages, queue
 from remails.store.ids import DeliveryId, HostId, MessageId, OrganizationId, new
 from remails.store.queue import Claim, Result
 
@@ -157,12 +157,12 @@ def test_due_names_what_nobody_took(db: Database, tenant: Tenant) -> None:
 def test_a_blocked_organization_waits_and_goes_on(db: Database, tenant: Tenant) -> None:
     message_id = submit(db, tenant, "a@example.net")
     db.run(lambda conn: conn.execute("UPDATE organizations SET block_status = 'no_sending'"))
-    assert db.run(queue.settle_blocks) == (1, 0)
+    assert db.run(holds.settle) == holds.Settled(1, 0, 0)
     assert claim(db, tenant) == []
     held = submit(db, tenant, "b@example.net")
     assert [deliveries(db, tenant, id_)[0].status for id_ in (message_id, held)] == ["held", "held"]
     db.run(lambda conn: conn.execute("UPDATE organizations SET block_status = 'not_blocked'"))
-    assert db.run(queue.settle_blocks) == (0, 2)
+    assert db.run(holds.settle) == holds.Settled(0, 2, 0)
     assert len(claim(db, tenant)) == 2
 
 

@@ -48,6 +48,7 @@ class Verification(Struct, kw_only=True):
     spf: Verdict | None = None
     dmarc: Verdict | None = None
     a: Verdict | None = None
+    return_path: Verdict | None = None
 
 
 class Record(Struct, kw_only=True):
@@ -72,6 +73,7 @@ class Domain(Struct, kw_only=True):
     dns_records: list[Record]
     verified_at: Annotated[datetime | None, Meta(description="Since when it may send.")]
     verification_status: Verification
+    hold_reason: Annotated[str | None, Meta(description="Why mail from it is held; null: it goes out.")]
     created_at: datetime
     updated_at: datetime
 
@@ -163,6 +165,7 @@ def _shown(row: domains.Domain) -> Domain:
         dns_records=list(_records(row)),
         verified_at=row.verified_at,
         verification_status=_verification(row.verification),
+        hold_reason=row.hold_reason if row.verified_at else None,
         created_at=row.created_at,
         updated_at=row.updated_at,
     )

@@ -116,7 +116,9 @@ class Email(Struct, kw_only=True):
     id: MessageId
     project_id: ProjectId
     status: Status
-    reason: Annotated[str | None, Meta(description="The last reply of a remote server.")]
+    reason: Annotated[
+        str | None, Meta(description="Why it is held or rejected; else the last reply of a remote server.")
+    ]
     delivery_details: Annotated[dict[str, RecipientDetails], Meta(description="By recipient.")]
     smtp_credential_id: SmtpCredentialId | None
     api_key_id: ApiKeyId | None
@@ -490,7 +492,7 @@ def _email(
         id=row.id,
         project_id=row.project_id,
         status=convert(row.status, Status),
-        reason=row.last_reply,
+        reason=row.cause if row.status in ("held", "rejected") else row.last_reply,
         delivery_details={delivery.recipient: _details(delivery, timeline) for delivery in deliveries},
         smtp_credential_id=row.smtp_credential_id,
         api_key_id=row.api_key_id,

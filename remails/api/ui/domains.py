@@ -131,6 +131,7 @@ def _show(organization_id: OrganizationId, domain_id: DomainId, refusal: Refused
         domain=domain,
         wanted=_wanted(domain),
         address=domain.verification.get("a"),
+        return_path=domain.verification.get("return_path"),
         projects=known,
         ticked={str(id_) for id_ in domain.project_ids},
         refusal=refusal,

@@ -15,7 +15,7 @@ from remails.store.messages import FINAL, Delivery, Message
 STATUSES = {
     "accepted": "Stored, on its way",
     "reattempt": "Put off by a remote server, will be tried again",
-    "held": "Kept back while the organization may not send",
+    "held": "Kept back: the page of the mail says why",
     "delivered": "Taken by the recipient's server",
     "failed": "Given up",
     "suppressed": "Not sent: the address is on the suppression list",
@@ -46,6 +46,7 @@ HAPPENINGS = {
     "ambiguous": "Connection lost at the end, may arrive twice",
     "suppressed": "Suppressed",
     "held": "Held",
+    "released": "Let go",
     "expired": "Expired",
     "retried": "Retry asked for",
     "moved": "Moved to another address",
@@ -139,7 +140,8 @@ def summary(message: Message, deliveries: Sequence[Delivery], now: datetime) -> 
     if message.status in ("accepted", "reattempt"):
         return f"{done} {_waiting(deliveries, now)}".strip()
     if message.status == "held":
-        return f"{done} Held: the organization may not send at present.".strip()
+        held = next((d.cause for d in deliveries if d.status == "held" and d.cause), "")
+        return f"{done} Held: {held[:1].lower()}{held[1:]}".strip() if held else f"{done} Held.".strip()
     if message.status == "rejected":
         return "Not sent: " + _all(len(deliveries), "the recipient is", "all {} recipients are") + " suppressed."
     return done

@@ -100,6 +100,15 @@ def test_what_was_seen_in_dns_is_told_in_words(boss: Browser, home: str, db: Dat
     assert "verified, records changed" in page.one("main").text
 
 
+def test_a_domain_whose_mail_is_held_says_why(boss: Browser, home: str, db: Database, tenant: seed.Tenant) -> None:
+    (domain,) = db.run(domains.list_, tenant.organization_id)
+    why = "The DNS of acme.example is wrong. There is no DKIM record."
+    db.run(lambda conn: domains.save_verification(conn, domain.id, {}, verified=True, hold_reason=why))
+    assert table(boss.get(f"{home}/domains"))[0][1] == "mail is held"
+    notice = boss.get(f"{home}/domains/{domain.id}").one("p", role="note")
+    assert notice.text.startswith(f"Mail from this domain is held. {why}")
+
+
 def test_check_now_looks_the_records_up(
     settings: Settings, db: Database, vault: Vault, pepper: Pepper, tenant: seed.Tenant, home: str
 ) -> None:

@@ -36,6 +36,7 @@ def message(status: str, **changed: Any) -> Message:
         retry_after=None,
         updated_at=NOW,
         last_reply=None,
+        cause=None,
         has_body=True,
     )
     return replace(made, **changed)
@@ -114,7 +115,11 @@ WAITING = delivery(
             [delivery("accepted", attempts=0, source=None)],
             "Waiting: there is no outbound address to send it from.",
         ),
-        ("held", [delivery("held", attempts=0)], "Held: the organization may not send at present."),
+        (
+            "held",
+            [delivery("held", attempts=0, cause="The organization may not send at present.")],
+            "Held: the organization may not send at present.",
+        ),
         ("rejected", [delivery("suppressed")], "Not sent: the recipient is suppressed."),
         ("rejected", [delivery("suppressed")] * 2, "Not sent: all 2 recipients are suppressed."),
         ("failed", [DELIVERED, delivery("suppressed")], "Delivered to 1 of 2 recipients. Not sent to 1, suppressed."),

@@ -1,0 +1,131 @@
+"""Holds: mail that is kept back, and why, until the reason is gone.
+
+    block      its organization may not send
+    domain     the DNS of its sender's domain is definitely wrong (`domains.hold_reason`)
+    operator   an operator said so; only an operator releases it
+
+`settle` brings deliveries in line with the first two. Submission holds what comes in meanwhile, and `settle` finds what it missed.
+What is held for longer than it has time fails; what an operator holds does not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg.rows import class_row, scalar_row
+
+from remails.db import Connection
+from remails.store.ids import DeliveryId, DomainId
+
+BLOCKED = "The organization may not send at present."
+
+# Not what a host has in hand: it comes back, or is done.
+_IN_HAND = "d.claimed_by IS NOT NULL AND d.next_attempt_at > clock_timestamp()"
+_RELEASE = """
+    status = CASE WHEN d.attempts = 0 THEN 'accepted' ELSE 'reattempt' END::delivery_status,
+    next_attempt_at = clock_timestamp(), held_for = NULL, cause = ''
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How many deliveries changed."""
+
+    held: int
+    released: int
+    expired: int
+
+
+def settle(conn: Connection, *, domain_id: DomainId | None = None) -> Settled:
+    """Hold what may not go out now, let go what may again, end what was held for too long. Of all domains, or one."""
+    given = {"domain_id": domain_id, "blocked": BLOCKED}
+    with conn.cursor(row_factory=class_row(Settled)) as cursor:
+        row = cursor.execute(
+            f"""
+            WITH wrong AS (
+                SELECT d.id, 'block' AS held_for, %(blocked)s AS cause
+                FROM organizations o JOIN deliveries d ON d.organization_id = o.id
+                WHERE o.block_status <> 'not_blocked' AND d.status IN ('accepted', 'reattempt') AND NOT ({_IN_HAND})
+                    AND %(domain_id)s::uuid IS NULL
+                UNION ALL
+                SELECT d.id, 'domain', s.hold_reason
+                FROM domains s JOIN deliveries d ON d.organization_id = s.organization_id
+                    JOIN messages m ON m.id = d.message_id AND m.domain_id = s.id
+                WHERE s.hold_reason IS NOT NULL AND d.status IN ('accepted', 'reattempt') AND NOT ({_IN_HAND})
+                    AND (%(domain_id)s::uuid IS NULL OR s.id = %(domain_id)s)),
+            held AS (
+                UPDATE deliveries d SET status = 'held', claim_epoch = d.claim_epoch + 1, claimed_by = NULL,
+                    held_for = wrong.held_for, cause = wrong.cause
+                FROM wrong WHERE d.id = wrong.id AND d.status IN ('accepted', 'reattempt') AND NOT ({_IN_HAND})
+                RETURNING d.id, d.message_id, d.cause),
+            late AS (
+                UPDATE deliveries d SET status = 'failed', finished_at = clock_timestamp(),
+                    cause = 'It was held until its time was over. ' || d.cause
+                FROM messages m
+                WHERE m.id = d.message_id AND d.status = 'held' AND d.held_for IS DISTINCT FROM 'operator'
+                    AND m.expires_at < now() AND (%(domain_id)s::uuid IS NULL OR m.domain_id = %(domain_id)s)
+                RETURNING d.id, d.message_id, d.cause),
+            released AS (
+                UPDATE deliveries d SET {_RELEASE}
+                FROM organizations o, messages m
+                WHERE o.id = d.organization_id AND o.block_status = 'not_blocked' AND m.id = d.message_id
+                    AND d.status = 'held' AND d.held_for IS DISTINCT FROM 'operator' AND m.expires_at >= now()
+                    AND (%(domain_id)s::uuid IS NULL OR m.domain_id = %(domain_id)s)
+                    AND NOT EXISTS (SELECT FROM domains s WHERE s.id = m.domain_id AND s.hold_reason IS NOT NULL)
+                RETURNING d.id, d.message_id),
+            entry AS (
+                INSERT INTO timeline (message_id, delivery_id, kind, cause)
+                SELECT message_id, id, 'held', cause FROM held
+                UNION ALL SELECT message_id, id, 'expired', cause FROM late
+                UNION ALL SELECT message_id, id, 'released', 'What it was held for is mended.' FROM released)
+            SELECT (SELECT count(*) FROM held) AS held, (SELECT count(*) FROM released) AS released,
+                (SELECT count(*) FROM late) AS expired
+            """,  # noqa: S608  # our own text
+            given,
+        ).fetchone()
+    assert row is not None
+    return row
+
+
+def hold(conn: Connection, delivery_ids: Sequence[DeliveryId], why: str) -> int:
+    """Keep these back until `release`, as an operator's wish; how many it was, without those that a host has in hand."""
+    return _changed(
+        conn,
+        f"""
+        WITH changed AS (
+            UPDATE deliveries d SET status = 'held', claim_epoch = d.claim_epoch + 1, claimed_by = NULL,
+                held_for = 'operator', cause = %(why)s
+            WHERE d.id = ANY(%(ids)s) AND d.status IN ('accepted', 'reattempt', 'held') AND NOT ({_IN_HAND})
+            RETURNING d.id, d.message_id)
+        INSERT INTO timeline (message_id, delivery_id, kind, cause) SELECT message_id, id, 'held', %(why)s FROM changed
+        RETURNING delivery_id
+        """,  # noqa: S608  # our own text
+        {"ids": list(delivery_ids), "why": why},
+    )
+
+
+def release(conn: Connection, delivery_ids: Sequence[DeliveryId]) -> int:
+    """Let go of these what an operator held; how many it was. Whose time is up gets a day.
+
+    What the organization or domain does not allow is held again by the next `settle`.
+    """
+    return _changed(
+        conn,
+        f"""
+        WITH changed AS (
+            UPDATE deliveries d SET {_RELEASE}
+            WHERE d.id = ANY(%(ids)s) AND d.status = 'held' AND d.held_for = 'operator'
+            RETURNING d.id, d.message_id),
+        longer AS (
+            UPDATE messages SET expires_at = now() + interval '1 day'
+            WHERE id IN (SELECT message_id FROM changed) AND expires_at < now() + interval '1 day')
+        INSERT INTO timeline (message_id, delivery_id, kind, cause)
+        SELECT message_id, id, 'released', 'An operator let it go.' FROM changed
+        RETURNING delivery_id
+        """,  # noqa: S608  # our own text
+        {"ids": list(delivery_ids)},
+    )
+
+
+def _changed(conn: Connection, statement: str, given: dict[str, object]) -> int:
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        return len(cursor.execute(statement, given).fetchall())
