@@ -117,9 +117,12 @@ class Inbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Changed files are used for new connections within seconds, without a restart."""
     certificates: tuple[Certificate, ...] = ()
     """More of them; a client that names a host (SNI) gets the one for that name, any other client the one above."""
+    processes: Positive = 1
+    """So many share the listeners of this host; each has the connections to the database of `database.connections`."""
     timeout: Seconds = 300.0
     """A client that is silent for so many seconds is told 421 (RFC 5321 §4.5.3.2.7)."""
     max_connections: Positive = 2000
+    """Of one process."""
     max_connections_per_client: Positive = 100
     """From one IPv4 address or IPv6 /64 network, to one process; trusted proxies speak for their clients."""
     proxy_trusted: tuple[str, ...] = ()

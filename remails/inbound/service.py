@@ -12,6 +12,8 @@ DESCRIPTION
     When told to stop, it stops listening, lets transactions under way come to their end, says 421 to the others and
     ends after `drain_timeout` at the latest. Sockets that systemd holds take the connections that come meanwhile.
 
+    inbound.processes share the listeners; the first process watches the others.
+
     main -> serve -> Server: listeners -> session.Session, one for each connection -> handler.Handler -> submission
 
 STANDARDS
@@ -40,9 +42,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from remails import service
+from remails import service, workers
 from remails.bus.client import Publisher
-from remails.config import Settings
+from remails.config import Inbound, Settings
 from remails.db import Database
 from remails.errors import ConfigError
 from remails.guard import Guard, network_of
@@ -77,7 +79,14 @@ _ADVICE = {
 
 def main(settings: Settings) -> None:
     """Take mail until SIGTERM."""
-    service.run("inbound", settings, lambda stop: serve(settings, stop, service.listen_fds()))
+    sockets: Mapping[str, Sequence[socket.socket]] = service.listen_fds()
+    processes = settings.inbound.processes
+    try:
+        if not sockets and processes > 1:
+            sockets = {name: [sock] for name, sock in _bound(settings.inbound)}
+    except ConfigError as error:
+        service.fail("inbound", error)
+    workers.run("inbound", settings, lambda stop: serve(settings, stop, sockets), processes)
 
 
 async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Sequence[socket.socket]]) -> None:
@@ -153,7 +162,7 @@ class Server:
             for sock in sockets:
                 self._listen(name, sock)
         if not passed:
-            for name, sock in self._bound():
+            for name, sock in _bound(self._settings.inbound):
                 self._listen(name, sock)
         if not self._listeners:
             raise ConfigError("inbound: nothing to listen on, set smtps_port, submission_port or alternate_port")
@@ -162,13 +171,6 @@ class Server:
     def names(self) -> list[str]:
         """Which listeners there are."""
         return sorted(set(self._listeners.values()))
-
-    def _bound(self) -> Iterator[tuple[str, socket.socket]]:
-        ours = self._settings.inbound
-        ports = {SMTPS: ours.smtps_port, SUBMISSION: ours.submission_port, ALTERNATE: ours.alternate_port}
-        for name, port in ports.items():
-            if port:
-                yield name, _bind(ours.host, port, f"inbound.{name}_port")
 
     def _listen(self, name: str, sock: socket.socket) -> None:
         sock.listen(_BACKLOG)
@@ -182,7 +184,8 @@ class Server:
 
     def _accept(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        for _ in range(_ACCEPTED_IN_TURN):
+        # With other processes on the same socket a few at a time, or the first to wake would have them all.
+        for _ in range(_ACCEPTED_IN_TURN if self._settings.inbound.processes == 1 else 2):
             try:
                 connection, _peer = sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -286,6 +289,14 @@ async def _turn_away(connection: socket.socket, client: str, seconds: float, *, 
             minutes = math.ceil(seconds / 60)
             text = f"421 4.7.0 Too many failed logins from your network, try again in {minutes} minutes\r\n"
             await asyncio.get_running_loop().sock_sendall(connection, text.encode())
+
+
+def _bound(settings: Inbound) -> Iterator[tuple[str, socket.socket]]:
+    """A socket for each port of the settings, by name. Raises ConfigError."""
+    ports = {SMTPS: settings.smtps_port, SUBMISSION: settings.submission_port, ALTERNATE: settings.alternate_port}
+    for name, port in ports.items():
+        if port:
+            yield name, _bind(settings.host, port, f"inbound.{name}_port")
 
 
 def _bind(host: str, port: int, setting: str) -> socket.socket:

@@ -1,5 +1,6 @@
 """The service, a tenant who may log in, a client that has done so, and what is in the database."""
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import msgspec
 import psycopg
 import pytest
 from inbound.dialogue import Dialogue
+from inbound.process import Process
 from inbound.running import Certificate, Running, Stored, make_certificate
 from psycopg.conninfo import conninfo_to_dict
 from seed import Tenant, tenant
@@ -64,6 +66,28 @@ def run(settings: Settings, caplog: pytest.LogCaptureFixture) -> Iterator[Callab
 def inbound(run: Callable[..., Running]) -> Running:
     """The service."""
     return run()
+
+
+@pytest.fixture
+def spawn(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Process]]:
+    """Start a process; keywords change `[inbound]`, or whole sections by `sections`."""
+    processes: list[Process] = []
+
+    def start(
+        *names: str,
+        sections: dict[str, Any] | None = None,
+        sockets: dict[str, socket.socket] | None = None,
+        environment: dict[str, str] | None = None,
+        **inbound: Any,
+    ) -> Process:
+        changed = msgspec.structs.replace(settings, inbound=msgspec.structs.replace(settings.inbound, **inbound))
+        changed = msgspec.structs.replace(changed, **sections or {})
+        processes.append(Process(tmp_path, changed, *names, sockets=sockets, environment=environment))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.close()
 
 
 @pytest.fixture

@@ -1,25 +1,23 @@
 """The process: how it starts, what it says when it cannot, how many it serves, and how it ends."""
 
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 from inbound.dialogue import Dialogue, plain
+from inbound.process import Process
 from inbound.running import Certificate, Running, Stored, make_certificate
 from seed import Tenant
 
 from remails.config import Settings
 
 MESSAGE = b"From: a@acme.example\r\n\r\nhi\r\n"
-MAIN = "from remails.cli import main; main()"
 Read = Callable[[], list[Stored]]
 
 
@@ -104,75 +102,6 @@ def test_drain_timeout(run: Callable[..., Running], acme: Tenant, stored: Read) 
 
 
 # --- as a process
-
-
-class Process:
-    """`remails inbound`, as systemd starts it: sockets passed by name, readiness told on a socket."""
-
-    def __init__(self, directory: Path, settings: Settings, *names: str) -> None:
-        config = directory / "remails.toml"
-        config.write_text(toml(settings))
-        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.notify.bind(str(directory / "notify"))
-        self.notify.settimeout(30)
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
-        self.ports = {name: sock.getsockname()[1] for name, sock in zip(names, sockets, strict=True)}
-        # sd_listen_fds(3): descriptors from 3 on, and LISTEN_PID is the process itself.
-        moves = " ".join(f"{3 + number}<&{sock.fileno()}" for number, sock in enumerate(sockets))
-        prefix = f"LISTEN_PID=$$ LISTEN_FDS={len(names)} LISTEN_FDNAMES={':'.join(names)}" if names else ""
-        script = f'{prefix} exec "$0" -c "{MAIN}" --config "$1" inbound {moves}'
-        self.child = subprocess.Popen(
-            ["bash", "-c", script, sys.executable, str(config)],
-            env={**os.environ, "NOTIFY_SOCKET": str(directory / "notify")},
-            pass_fds=[sock.fileno() for sock in sockets],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for sock in sockets:
-            sock.close()
-
-    def ready(self) -> None:
-        while b"READY=1" not in self.notify.recv(4096):
-            pass
-
-    def end(self) -> tuple[int, str]:
-        """SIGTERM; exit status and log."""
-        self.child.send_signal(signal.SIGTERM)
-        return self.wait()
-
-    def wait(self) -> tuple[int, str]:
-        _, log = self.child.communicate(timeout=30)
-        return self.child.returncode, log
-
-    def close(self) -> None:
-        if self.child.poll() is None:
-            self.child.kill()
-            self.child.communicate()
-        self.notify.close()
-
-
-@pytest.fixture
-def spawn(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Process]]:
-    """Start a process; keywords change `[inbound]`, or whole sections by `sections`."""
-    processes: list[Process] = []
-
-    def start(*names: str, sections: dict[str, object] | None = None, **inbound: object) -> Process:
-        changed = msgspec.structs.replace(settings, inbound=msgspec.structs.replace(settings.inbound, **inbound))
-        processes.append(Process(tmp_path, msgspec.structs.replace(changed, **sections or {}), *names))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.close()
-
-
-def toml(settings: Settings) -> str:
-    """The settings as a file."""
-    lines = [f'host = "{settings.host}"', f'credentials_directory = "{settings.credentials_directory}"']
-    for section in ("mail", "database", "inbound"):
-        values = msgspec.to_builtins(getattr(settings, section)).items()
-        lines += [f"[{section}]", *(f"{key} = {msgspec.json.encode(value).decode()}" for key, value in values)]
-    return "\n".join(lines)
 
 
 def test_process_takes_mail_and_ends_with_0(spawn: Callable[..., Process], acme: Tenant, stored: Read) -> None:
