@@ -63,6 +63,8 @@ class Dns(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     nameservers: tuple[str, ...] = ()
     """`address` or `address:port`; an IPv6 address with port as `[address]:port`."""
+    validating: bool = False
+    """Whether the nameservers, all on this host, validate DNSSEC. Their word is believed then, and DANE is used."""
     timeout: Seconds = 5.0
 
 
@@ -181,6 +183,10 @@ class Outbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """RFC 5321 §4.5.3.2.5: three minutes for a block of the message to be taken."""
     ca_file: str = ""
     """Certificate authorities in PEM that are believed where TLS must be valid; empty: those of the system."""
+    sts_port: Port = 443
+    """Port of the hosts that have MTA-STS policies (RFC 8461 §3.3); another one only in a demo world."""
+    sts_timeout: Seconds = 60.0
+    """Longest time for fetching one policy; the first mail to its domain waits for it."""
     drain_timeout: Seconds = 120.0
     first_retry: Seconds = 60.0
     delayed_after: Seconds = 4 * 3600.0
@@ -323,6 +329,11 @@ def decode(data: bytes, source: str = "settings") -> Settings:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
     for nameserver in settings.dns.nameservers:
         endpoint(nameserver, 53, f"{source}: dns.nameservers")
+    if settings.dns.validating:
+        hosts = [endpoint(text, 53)[0] for text in settings.dns.nameservers]
+        # RFC 7672 §2.1.1: whoever stands between us and the resolver could forge its word.
+        if not hosts or not all(ipaddress.ip_address(host).is_loopback for host in hosts):
+            raise ConfigError(f"{source}: dns.validating: only with dns.nameservers on this host, such as 127.0.0.1")
     endpoint(settings.api.listen, 8000, f"{source}: api.listen")
     for network in settings.inbound.proxy_trusted:
         _check_network(network, f"{source}: inbound.proxy_trusted")

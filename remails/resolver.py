@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import dns.asyncresolver
 import dns.exception
+import dns.flags
 import dns.name
 import dns.nameserver
 import dns.rdata
@@ -40,6 +41,10 @@ class Lookup:
     ended: Ended
     records: tuple[dns.rdata.Rdata, ...] = ()
     reason: str = ""
+    is_secure: bool = False
+    """Whether a resolver that we trust has validated it by DNSSEC: all of it, CNAMEs too."""
+    canonical: str = ""
+    """The name that the records are at, behind CNAMEs; lower case, no final dot."""
 
     @property
     def strings(self) -> list[str]:
@@ -63,7 +68,7 @@ def ask(resolver: dns.resolver.Resolver, name: str, rdtype: str) -> Lookup:
         answer = resolver.resolve(_absolute(name), rdtype, raise_on_no_answer=False)
     except dns.exception.DNSException as error:
         return _failed(error)
-    return _found(answer)
+    return _found(answer, resolver)
 
 
 async def ask_async(resolver: dns.asyncresolver.Resolver, name: str, rdtype: str) -> Lookup:
@@ -72,7 +77,7 @@ async def ask_async(resolver: dns.asyncresolver.Resolver, name: str, rdtype: str
         answer = await resolver.resolve(_absolute(name), rdtype, raise_on_no_answer=False)
     except dns.exception.DNSException as error:
         return _failed(error)
-    return _found(answer)
+    return _found(answer, resolver)
 
 
 def _configured(kind: type[R], settings: Dns) -> R:
@@ -84,6 +89,8 @@ def _configured(kind: type[R], settings: Dns) -> R:
         resolver.nameservers = [
             dns.nameserver.Do53Nameserver(*endpoint(text, 53, "dns.nameservers")) for text in settings.nameservers
         ]
+    if settings.validating:
+        resolver.flags = dns.flags.RD | dns.flags.AD  # RFC 6840 §5.7: tell us whether it is authentic
     resolver.lifetime = settings.timeout
     resolver.timeout = min(2.0, settings.timeout)
     resolver.cache = dns.resolver.LRUCache(CACHE_ENTRIES)
@@ -94,10 +101,14 @@ def _absolute(name: str) -> dns.name.Name:
     return dns.name.from_text(name.removesuffix(".") + ".")
 
 
-def _found(answer: dns.resolver.Answer) -> Lookup:
+def _found(answer: dns.resolver.Answer, resolver: dns.resolver.BaseResolver) -> Lookup:
+    # AD is believed of resolvers only that it was asked of: those that the settings say to be trustworthy.
+    is_asked = bool((resolver.flags or 0) & dns.flags.AD)
+    is_secure = is_asked and bool(answer.response.flags & dns.flags.AD)
+    canonical = answer.canonical_name.to_text(omit_final_dot=True).lower()
     if answer.rrset is None:
-        return Lookup(Ended.NO_DATA, reason="no such record")
-    return Lookup(Ended.FOUND, tuple(answer.rrset))
+        return Lookup(Ended.NO_DATA, (), "no such record", is_secure, canonical)
+    return Lookup(Ended.FOUND, tuple(answer.rrset), "", is_secure, canonical)
 
 
 def _failed(error: dns.exception.DNSException) -> Lookup:

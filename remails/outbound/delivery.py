@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -24,9 +24,10 @@ from remails.mail.reply import Phase, Reply
 from remails.mail.retry import Decision, Outcome
 from remails.outbound import transport
 from remails.outbound.destinations import Busy, Destination, Destinations
+from remails.outbound.guard import Guard
 from remails.outbound.holdings import Holding, Holdings
 from remails.outbound.route import Router, Target
-from remails.outbound.security import Policy, Secured, Security
+from remails.outbound.security import Secured, Security
 from remails.outbound.transport import Envelope, Place
 from remails.store.ids import DomainId
 from remails.store.queue import Claim, Result
@@ -103,6 +104,7 @@ class Courier:
         settings: Outbound,
         holdings: Holdings,
         router: Router,
+        guard: Guard,
         signer: Signer,
         destinations: Destinations,
         *,
@@ -110,7 +112,13 @@ class Courier:
         record: Record,
         release: Release,
     ) -> None:
-        self._settings, self._holdings, self._router, self._signer = settings, holdings, router, signer
+        self._settings, self._holdings, self._router, self._guard, self._signer = (
+            settings,
+            holdings,
+            router,
+            guard,
+            signer,
+        )
         self._destinations, self._load, self._record, self._release = destinations, load, record, release
         self._jitter = random.Random()  # noqa: S311  # spreads load, guards nothing
 
@@ -141,6 +149,8 @@ class Courier:
         if isinstance(targets, Reply):
             await self._conclude_all(claims, targets)
             return
+        # A policy host may be slow: it is asked before a slot is taken.
+        rules = await self._guard.rules(claims[0].domain, targets, strict=not claims[0].plaintext_fallback)
         key = holding.ip, tuple(sorted({target.host for target in targets}))
         destination = self._destinations.get(key)
         organization_id = claims[0].organization_id
@@ -150,7 +160,7 @@ class Courier:
                     await message.wire()  # made ready before the slot is taken, so that slots are for talking only
                 async with destination.slot(organization_id):
                     claims = await self._in_time(claims)  # the line may have been long
-                    tries = await self._talk(destination, claims, targets, holding, message) if claims else {}
+                    tries = await self._talk(destination, claims, targets, rules, holding, message) if claims else {}
                 await asyncio.gather(*(self._conclude(claim, tries[claim.recipient]) for claim in claims))
         except Busy as busy:
             log.info("not now", message=claims[0].message_id, domain=claims[0].domain, reason=busy)
@@ -164,6 +174,7 @@ class Courier:
         destination: Destination,
         claims: Sequence[Claim],
         targets: Sequence[Target],
+        rules: Mapping[str, Security | Reply],
         holding: Holding,
         message: _Message,
     ) -> dict[str, Try]:
@@ -172,7 +183,7 @@ class Courier:
         if isinstance(wire, Reply):
             return dict.fromkeys((claim.recipient for claim in claims), Try(wire))
         begun_at = time.monotonic()
-        tries = await self._walk(destination, claims, targets, holding, wire)
+        tries = await self._walk(destination, claims, targets, rules, holding, wire)
         answers = [tried.answer for tried in tries.values()]
         decisive = next((answer for answer in answers if retry.decide(answer).throttles), answers[0])
         destination.heed(decisive, begun_at, throttles=retry.decide(decisive).throttles)
@@ -183,23 +194,27 @@ class Courier:
         destination: Destination,
         claims: Sequence[Claim],
         targets: Sequence[Target],
+        rules: Mapping[str, Security | Reply],
         holding: Holding,
         wire: bytes,
     ) -> dict[str, Try]:
         """Try one server after another for the recipients that another one may do better for (RFC 5321 §5.1)."""
         tries: dict[str, Try] = {}
         waiting = [claim.recipient for claim in claims]
-        strict = Security() if claims[0].plaintext_fallback else Security(Policy.REQUIRED, "the project")
         # A server that has left us without a last word three times is tried after its fellows (O23).
         avoided = {host for claim in claims for host in claim.avoided}
         for target in sorted(targets, key=lambda one: one.host in avoided):
+            security = rules[target.host]
+            if isinstance(security, Reply):
+                tries.update((recipient, Try(security, target)) for recipient in waiting)
+                continue
             started = time.monotonic()
-            place = Place(target, holding.bind_ip, holding.ehlo_name, strict)
+            place = Place(target, holding.bind_ip, holding.ehlo_name, security)
             replies, session = await destination.send(place, self._envelope(claims[0], waiting, wire))
             took = round((time.monotonic() - started) * 1000)
             shared = Counter(map(id, replies.values()))
             for recipient, answer in replies.items():
-                secured = session.secured if session else Secured(strict.policy)
+                secured = session.secured if session else Secured(security.policy)
                 tries[recipient] = Try(answer, target, secured, took, is_alone=shared[id(answer)] == 1)
             waiting = [recipient for recipient in waiting if retry.decide(tries[recipient].answer).next_host]
             if not waiting or self._holdings.get(holding.ip) is None:

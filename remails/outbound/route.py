@@ -3,13 +3,13 @@
 import ipaddress
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dns.asyncresolver
 
 from remails import resolver
 from remails.mail.reply import Phase, Reply
-from remails.resolver import Ended
+from remails.resolver import Ended, Lookup
 
 MOST_HOSTS = 10  # a bound for domains that list dozens
 
@@ -20,6 +20,16 @@ class Target:
 
     host: str
     ip: str
+    vouched: tuple[str, ...] = field(default=(), compare=False)
+    """Where its TLSA records may be, in the order to look; empty unless MX and address came by DNSSEC (RFC 7672 §2.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Hosts:
+    """MX hosts in order, and whether they came by DNSSEC."""
+
+    names: Sequence[str]
+    is_secure: bool
 
 
 class Router:
@@ -41,8 +51,8 @@ class Router:
             return hosts
         targets: list[Target] = []
         problem: Reply | None = None
-        for host in hosts[:MOST_HOSTS]:
-            found = await self._addresses(host, version)
+        for host in hosts.names[:MOST_HOSTS]:
+            found = await self._addresses(host, version, is_vouched=hosts.is_secure)
             if isinstance(found, Reply):
                 problem = problem or found
             else:
@@ -51,7 +61,7 @@ class Router:
             return targets
         return problem or Reply(Phase.DNS, 550, "5.4.4", f"no mail server of {domain} has an address")
 
-    async def _hosts(self, domain: str) -> Sequence[str] | Reply:
+    async def _hosts(self, domain: str) -> "_Hosts | Reply":
         lookup = await resolver.ask_async(self._resolver, domain, "MX")
         if lookup.ended is Ended.FAILED:
             # Not "no MX": falling back to the domain's own address would bounce good mail (case O03).
@@ -59,25 +69,35 @@ class Router:
         if lookup.ended is Ended.NO_DOMAIN:
             return Reply(Phase.DNS, 550, "5.1.2", f"the domain {domain} does not exist")
         if lookup.ended is Ended.NO_DATA:
-            return [domain]  # RFC 5321 §5.1: the implicit MX
+            return _Hosts([domain], lookup.is_secure)  # RFC 5321 §5.1: the implicit MX
         records = [(record.preference, record.exchange.to_text().rstrip(".").lower()) for record in lookup.records]  # type: ignore[attr-defined]  # MX
         hosts = self._ordered((preference, host) for preference, host in records if host)
         if not hosts:
             # RFC 7505 §3: the domain says that it takes no mail
             return Reply(Phase.DNS, 556, "5.1.10", f"the domain {domain} does not accept mail (null MX)")
-        return hosts
+        return _Hosts(hosts, lookup.is_secure)
 
     def _ordered(self, records: Iterable[tuple[int, str]]) -> list[str]:
         """By preference, those of equal preference in random order (RFC 5321 §5.1)."""
         shuffled = sorted((preference, self._random.random(), host) for preference, host in records)
         return list(dict.fromkeys(host for _, _, host in shuffled))
 
-    async def _addresses(self, host: str, version: int) -> list[Target] | Reply:
+    async def _addresses(self, host: str, version: int, *, is_vouched: bool) -> list[Target] | Reply:
         lookup = await resolver.ask_async(self._resolver, host, "A" if version == 4 else "AAAA")
         if lookup.ended is Ended.FAILED:
             return Reply(Phase.DNS, 451, "4.4.3", f"address of {host}: {lookup.reason}")
         ips = [record.address for record in lookup.records]  # type: ignore[attr-defined]  # A, AAAA
-        allowed = [Target(host, ip) for ip in ips if self._allow_private or ipaddress.ip_address(ip).is_global]
+        vouched = await self._vouched(host, lookup) if is_vouched else ()
+        allowed = [Target(host, ip, vouched) for ip in ips if self._allow_private or ipaddress.ip_address(ip).is_global]
         if ips and not allowed:
             return Reply(Phase.DNS, 550, "5.4.4", f"{host} has only private addresses, where mail is never sent")
         return allowed
+
+    async def _vouched(self, host: str, addresses: Lookup) -> tuple[str, ...]:
+        """RFC 7672 §2.2.2: the name behind CNAMEs if all of them are secure, then the MX host's own if it is itself."""
+        if addresses.canonical in ("", host):
+            return (host,) if addresses.is_secure else ()
+        if addresses.is_secure:
+            return addresses.canonical, host
+        alias = await resolver.ask_async(self._resolver, host, "CNAME")
+        return (host,) if alias.is_secure and alias.ended is Ended.FOUND else ()

@@ -10,7 +10,7 @@ dane            what the domain's TLSA records say, by DNSSEC (RFC 7672)
 import functools
 import ssl
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from remails.errors import ConfigError
@@ -37,6 +37,8 @@ class Security:
     policy: Policy = Policy.OPPORTUNISTIC
     because: str = field(default="", compare=False)
     """Who asks for it, for people."""
+    note: str = ""
+    """What is known beforehand not to be as it should."""
     tlsa: tuple[Tlsa, ...] = ()
     """For DANE: the usable records. None: encryption is a must, by any certificate (RFC 7672 §2.2)."""
     server_name: str = ""
@@ -66,6 +68,10 @@ class Secured:
     """Whether the server has proved its name: by a valid certificate, or by DANE; None for plain text."""
     note: str = ""
     """What was not as it should be, for people."""
+
+    def but(self, note: str) -> "Secured":
+        """The same with one more thing to say."""
+        return replace(self, note="; ".join(filter(None, (self.note, note))))
 
 
 class Trust:

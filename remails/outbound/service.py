@@ -37,10 +37,12 @@ from remails.mail.bounce import Blame
 from remails.outbound import security
 from remails.outbound.delivery import Courier
 from remails.outbound.destinations import Destinations
+from remails.outbound.guard import Guard
 from remails.outbound.holdings import Holdings
 from remails.outbound.room import Room
 from remails.outbound.route import Router
 from remails.outbound.signing import Signing
+from remails.outbound.sts import Policies
 from remails.store import addresses, queue, server, suppressions
 from remails.store.ids import HostId, MessageId
 from remails.store.queue import Claim, Result
@@ -49,6 +51,7 @@ from remails.vault import Vault
 log = Log("remails.outbound")
 
 _MOST_NOTED = 10_000  # beyond that the poll finds them
+_REFRESH = 60.0  # seconds between looks for MTA-STS policies to fetch again
 _LATE = 10.0  # seconds without a turn of a loop that takes one every second
 _MOST_ASKED = 10  # noted messages asked for at once, for each that may be claimed: some may be of a closed destination
 
@@ -72,11 +75,13 @@ class Outbound:
         security.trust(settings.outbound.ca_file)  # what cannot be used is said at the start
         self._destinations = Destinations(settings.outbound, self._room)
         self._results: Coalescer[tuple[Claim, Result, Blame], None] = Coalescer(self._record)
-        router = Router(resolver.asynchronous(settings.dns), allow_private=settings.outbound.allow_private_destinations)
+        dns = resolver.asynchronous(settings.dns)
+        self._policies = Policies(db, dns, settings.outbound)
         self._courier = Courier(
             settings.outbound,
             self._holdings,
-            router,
+            Router(dns, allow_private=settings.outbound.allow_private_destinations),
+            Guard(dns, self._policies, settings.outbound.port),
             Signing(db, vault),
             self._destinations,
             load=self._bodies,
@@ -99,10 +104,12 @@ class Outbound:
                 *([self._listen(stop, subscriber)] if subscriber is not None else []),
             )
         ]
+        refreshing = asyncio.create_task(service.forever("policies", stop, _REFRESH, self._policies.refresh))
         done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+        refreshing.cancel()  # a slow policy host keeps nobody from stopping
         stop.set()  # they end when told; one that ends by an error takes the service with it, but not the mail in hand
         self._wake.set()
-        await asyncio.gather(*loops, return_exceptions=True)
+        await asyncio.gather(*loops, refreshing, return_exceptions=True)
         await self._drain()
         await self._destinations.close()
         for task in done:

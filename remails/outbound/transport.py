@@ -152,7 +152,7 @@ class Session:
 
     def __init__(self, settings: Outbound, place: Place, protocol: Protocol) -> None:
         self.place = place
-        self.secured = Secured(place.security.policy)
+        self.secured = Secured(place.security.policy, note=place.security.note)
         self.messages = 0
         """Messages offered so far."""
         self.idle_since = 0.0
@@ -178,7 +178,7 @@ class Session:
         if failure is None:
             await self._start_tls()
         else:
-            self.secured = replace(self.secured, note=f"TLS failed, so it went in the clear: {failure}")
+            self.secured = self.secured.but(f"TLS failed, so it went in the clear: {failure}")
 
     async def offer(self, envelope: Envelope) -> dict[str, Reply]:
         """Offer a message to all its recipients, in as many transactions as the server needs; their replies.
@@ -238,7 +238,7 @@ class Session:
         if "starttls" not in self._extensions:
             if security.is_required:
                 raise self._insecure("4.7.4", f"{host} offers no TLS")
-            self.secured = replace(self.secured, note="the server offers no TLS")
+            self.secured = self.secured.but("the server offers no TLS")
             return
         believed = trust(self._settings.ca_file)
         try:
@@ -275,7 +275,7 @@ class Session:
                 raise Broken(reply.lost(Phase.TLS, reason))
             return replace(self.secured, verified=True)
         reason = believed.roots.why_not(shown, [self.place.target.host], now)
-        return replace(self.secured, verified=reason is None, note=reason or "")
+        return replace(self.secured.but(reason or ""), verified=reason is None)
 
     def _insecure(self, enhanced: str, text: str) -> Broken:
         because = self.place.security.because

@@ -66,7 +66,7 @@ class Server:
 def dane(*texts: str) -> Security:
     records = [text.split() for text in texts]
     parsed = (Tlsa(int(usage), int(select), int(match), bytes.fromhex(data)) for usage, select, match, data in records)
-    return Security(Policy.DANE, "DANE", usable(parsed), names=(HOST, "example.net"))
+    return Security(Policy.DANE, "DANE", tlsa=usable(parsed), names=(HOST, "example.net"))
 
 
 OPPORTUNISTIC = Security()
