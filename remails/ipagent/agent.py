@@ -94,9 +94,9 @@ class Agent:
         if self._now() - self._settled_at > self._settings.lease:
             raise Unavailable("does not get to the end of a turn")
         if self._me is not None and self._me.desired_state != "active":
-            return f"{self._me.desired_state}: holds {len(self._held)} addresses still"
+            return f"{self._me.desired_state}: {len(self._held)} left to give back"
         ready = sum(address.state == "ready" for address in self._held)
-        return f"holding {len(self._held)} addresses, {ready} ready"
+        return f"{ready} of {len(self._held)} addresses ready"
 
     async def keep(self) -> None:
         """Renew what is held if that was not done for a while. Raises Unavailable."""

@@ -106,7 +106,7 @@ def test_it_says_what_it_holds_but_not_before_it_knows(settings: Settings, db: D
         agent.state()
     _turn(agent)  # what it then says is of the turn's beginning
     _turn(agent)
-    assert agent.state() == "holding 2 addresses, 1 ready"
+    assert agent.state() == "1 of 2 addresses ready"
 
 
 def test_what_is_ready_stays_ready_without_a_new_event(settings: Settings, db: Database, pool: Pool) -> None:
