@@ -225,6 +225,13 @@ class IpAgent(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     port_ref: str = ""
     """What addresses are attached to, where that is not the server: for UpCloud the MAC address of the interface (empty:
     read from it), for OpenStack the id of the port."""
+    fixed_addresses: tuple[str, ...] = ()
+    """For OpenStack: the port's own addresses, one for each address that this host may hold."""
+    set_reverse_names: bool = True
+    """Whether `ptr_name` of an address is published as its reverse name, where the provider has that in its API."""
+    probes: tuple[str, ...] = ()
+    """`address:port` of servers of yours that answer on the mail port: an address is ready only once a connection from it
+    to the first probe of its family came about. Empty: not tried."""
     lease: Seconds = 30.0
     interval: Seconds = 5.0
     max_addresses: Positive = 5
@@ -335,6 +342,8 @@ def decode(data: bytes, source: str = "settings") -> Settings:
         if not hosts or not all(ipaddress.ip_address(host).is_loopback for host in hosts):
             raise ConfigError(f"{source}: dns.validating: only with dns.nameservers on this host, such as 127.0.0.1")
     endpoint(settings.api.listen, 8000, f"{source}: api.listen")
+    for probe in settings.ipagent.probes:
+        endpoint(probe, 25, f"{source}: ipagent.probes")
     for network in settings.inbound.proxy_trusted:
         _check_network(network, f"{source}: inbound.proxy_trusted")
     for network in settings.bans.allow:

@@ -17,7 +17,7 @@ from remails.config import Mail
 from remails.db import Connection, Database
 from remails.errors import Refused
 from remails.mail import address, dsn, idempotency, message
-from remails.store import addresses, holds, messages, queue, senders, suppressions, usage
+from remails.store import holds, messages, queue, senders, sources, suppressions, usage
 from remails.store import idempotency as kept_keys
 from remails.store.idempotency import Kept
 from remails.store.ids import ApiKeyId, MessageId, OrganizationId, PoolId, ProjectId, SmtpCredentialId
@@ -349,7 +349,7 @@ def _within_quota(project: senders.Project, used: int) -> None:
 def _store(conn: Connection, settings: Mail, now: datetime, mails: Sequence[_Mail]) -> list[messages.NewMessage]:
     if not mails:
         return []
-    pools = addresses.in_pools(conn, list({mail.pool_id for mail in mails if mail.pool_id is not None}))
+    pools = sources.in_pools(conn, list({mail.pool_id for mail in mails if mail.pool_id is not None}))
     suppressed = suppressions.active_among(
         conn,
         [(mail.given.sender.organization_id, recipient.key) for mail in mails for recipient in mail.given.recipients],
@@ -374,7 +374,7 @@ def _new_message(
     mail: _Mail,
     settings: Mail,
     now: datetime,
-    pools: dict[PoolId, list[addresses.Candidate]],
+    pools: dict[PoolId, list[sources.Candidate]],
     suppressed: dict[tuple[OrganizationId, str], str],
 ) -> messages.NewMessage:
     given, prepared, sender = mail.given, mail.prepared, mail.given.sender
@@ -386,7 +386,7 @@ def _new_message(
 
     def delivery(recipient: address.Address) -> messages.NewDelivery:
         # The same project reaches the same domain from the same address: greylisting and reputation want it so.
-        source = addresses.choose(candidates, addresses.key(sender.project_id, recipient.domain))
+        source = sources.choose(candidates, sources.key(sender.project_id, recipient.domain))
         asked = given.asked_of.get(recipient, dsn.NOT_ASKED)
         status, held_for, cause = waiting
         reason = suppressed.get((sender.organization_id, recipient.key))

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from remails.db import Database
 from remails.mail import address
-from remails.store import addresses, credentials, domains, ids, organizations, projects, users
+from remails.store import addresses, credentials, domains, ids, leases, organizations, projects, users
 from remails.store.ids import HostId, MessageId, OrganizationId, PoolId, ProjectId
 from remails.submission import Sender, Submission
 from remails.vault import Pepper, Vault, hash_password
@@ -72,8 +72,8 @@ def tenant(
             if source not in known:
                 addresses.add(conn, source, pool.id, "static", f"out-{source.replace('.', '-')}.relay.example")
         registered = addresses.register_host(conn, host, "static", "", "", 50, "test")
-        for leased in addresses.claim(conn, registered.id, 3600, 50):
-            addresses.set_state(conn, leased.ip, leased.lease_epoch, "ready")
+        for leased in leases.claim(conn, registered.id, 3600, 50):
+            leases.set_state(conn, leased.ip, leased.lease_epoch, "ready")
         organization = organizations.create(conn, name, message_quota=message_quota)
         project = projects.create(conn, organization.id, f"{name} project")
         email = f"admin@{name}.example"

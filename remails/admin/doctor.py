@@ -27,7 +27,7 @@ from remails.bus import client
 from remails.bus import keys as bus_keys
 from remails.errors import ConfigError, Unavailable
 from remails.ipagent import reverse
-from remails.store import addresses, migrate, server
+from remails.store import addresses, leases, migrate, server
 
 TARGET = Path("/etc/systemd/system/remails.target.wants")
 
@@ -234,7 +234,7 @@ def outbound(host: Host) -> Iterator[Finding]:
     try:
         with operator.migrated(host.settings) as opened:
             me = opened.run(addresses.host_by_name, host.settings.host)
-            held = {one.ip: one for one in opened.run(addresses.held_by, me.id)} if me else {}
+            held = {one.ip: one for one in opened.run(leases.held_by, me.id)} if me else {}
             mine = [one for one in opened.run(addresses.list_) if me and one.lease_host == me.id]
     except (ConfigError, Unavailable):
         yield Finding("warn", "addresses", "not looked at, for want of the database")

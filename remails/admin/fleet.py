@@ -7,7 +7,7 @@ import click
 from remails.admin import named, output
 from remails.admin.operator import Act, connected
 from remails.errors import Refused
-from remails.store import addresses
+from remails.store import addresses, sources
 from remails.store.addresses import HostState
 
 
@@ -22,7 +22,7 @@ def pool() -> None:
 def pool_list(act: Act, as_json: bool) -> None:
     """List all pools and how many of their addresses are ready."""
     found = addresses.list_pools(act.conn)
-    inside = addresses.in_pools(act.conn, [one.id for one in found])
+    inside = sources.in_pools(act.conn, [one.id for one in found])
     rows = [
         {
             "id": one.id,

@@ -22,35 +22,39 @@ moved away too often           `error`, and nobody touches it for ten minutes
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import dns.resolver
 
 import remails
+from remails import config
 from remails.bus.client import Publisher
 from remails.bus.events import AddressesChanged
 from remails.config import Settings
 from remails.db import Connection, Database
-from remails.errors import Unavailable
-from remails.ipagent import reverse
+from remails.errors import Refused, Unavailable
+from remails.ipagent import interface, reverse
 from remails.ipagent.fence import Fence, Interface
 from remails.ipagent.memory import Memory
-from remails.ipagent.providers import Provider, ProviderError
+from remails.ipagent.providers import Provider, ProviderError, Seen
 from remails.logs import Log
-from remails.store import addresses
+from remails.store import addresses, leases
 from remails.store.addresses import Address, AddressState, Host
 
 OBSERVE: Final = 15.0  # seconds between looks at a remote provider, as long as all is well
-LEAVE_ALONE: Final = 600.0
+LEAVE_ALONE: Final = 600.0  # what we were told we cannot have, and what somebody moves again and again
+LEAVE_TO_OTHERS: Final = 300.0  # what did not work here
+AFTER_FORBIDDEN: Final = 60.0
 ANNOUNCEMENTS: Final = 3
-CHECK_REVERSE: Final = 3600.0
+CHECK_NAMES: Final = 3600.0
 
 log = Log("remails.ipagent")
 
 
 class Agent:
-    """Holds leases for the host named in the settings, as long as `lease` is called more often than they end."""
+    """Holds leases for the host named in the settings, as long as `turn` or `keep` is called more often than they end."""
 
     def __init__(
         self,
@@ -58,22 +62,25 @@ class Agent:
         db: Database,
         publisher: Publisher,
         provider: Provider,
-        interface: Interface | None = None,
+        nic: Interface | None = None,
         *,
         resolver: dns.resolver.Resolver | None = None,
         now: Callable[[], float] = time.monotonic,
+        check: Callable[[str, tuple[str, int] | None], None] = interface.check,
     ) -> None:
         self._host = settings.host
         self._settings = settings.ipagent
-        self._db, self._publisher, self._provider, self._resolver, self._now = db, publisher, provider, resolver, now
-        self.fence = Fence(self._settings.lease, interface if provider.configures_interface else None, now)
+        self._probes = [config.endpoint(probe, 25) for probe in settings.ipagent.probes]
+        self._db, self._publisher, self._provider, self._resolver = db, publisher, provider, resolver
+        self._now, self._check = now, check
+        self.fence = Fence(self._settings.lease, nic if provider.configures_interface else None, now)
         self._me: Host | None = None
         self._held: list[Address] = []
         self._memories: dict[str, Memory] = {}
-        self._left_alone: dict[str, float] = {}
-        self._owners: dict[str, str | None] | None = None
-        self._observed_at = float("-inf")
+        self._seen: Mapping[str, Seen] | None = None
+        self._seen_at = float("-inf")
         self._blind = ""
+        """Why the provider does not say how things are."""
         self._settled_at = float("-inf")
         self._asked = float("-inf")
         self._one_at_a_time = asyncio.Lock()
@@ -108,17 +115,18 @@ class Agent:
         """Say what a turn would do, and do none of it. Raises Unavailable."""
         host, held = await self._db.call(self._lease_in_vain)
         try:
-            owners = await asyncio.to_thread(self._provider.owners, held)
+            seen = await asyncio.to_thread(self._provider.look, held)
         except ProviderError as error:
             log.warning("provider does not say who has the addresses", reason=error)
             return
         for address in held:
-            here = owners.get(address.ip) == self._settings.server_ref
+            one = seen.get(address.ip)
+            here = one is not None and one.owner == self._settings.server_ref
             log.info(
                 "would hold",
                 address=address.ip,
                 lease="claim" if address.state == "claimed" else "renew",
-                provider="nothing to do" if here else f"attach, it is at {owners.get(address.ip, 'no place known')}",
+                provider="nothing to do" if here else f"attach, {_place(one)}",
                 then="publish" if self._is_wanted(host, address) else "give back",
             )
 
@@ -126,25 +134,33 @@ class Agent:
 
     async def _take(self) -> None:
         self._asked = asked = self._now()
-        self._left_alone = {ip: until for ip, until in self._left_alone.items() if until > asked}
-        self._me, self._held = await self._db.call(self._lease)
+        try:
+            self._me, self._held = await self._db.call(self._lease)
+        except Refused as error:
+            log.error("host cannot be registered", host=self._host, reason=error)
+            self._me, self._held = None, []
         lost = await asyncio.to_thread(self.fence.hold, [address.ip for address in self._held], asked)
         for ip in lost:
             log.warning("lease lost, another host may hold the address now", address=ip)
-        for address in self._held:
-            if address.ip not in self._memories or self._memories[address.ip].epoch != address.lease_epoch:
-                self._memories[address.ip] = Memory(address.lease_epoch, asked)
-                log.info("address held", address=address.ip, epoch=address.lease_epoch, state=address.state)
+        self._memories = {address.ip: self._memory(address, asked) for address in self._held}
         if lost:
             self._publisher.publish(AddressesChanged(self._host))
+
+    def _memory(self, address: Address, asked: float) -> Memory:
+        memory = self._memories.get(address.ip)
+        if memory is None or memory.epoch != address.lease_epoch:
+            log.info("address held", address=address.ip, epoch=address.lease_epoch, state=address.state)
+            # One that is ready was attached under this lease, by this process before it was restarted.
+            return Memory(address.lease_epoch, asked, is_confirmed=address.state == "ready")
+        return memory
 
     def _lease(self, conn: Connection) -> tuple[Host, list[Address]]:
         mine = self._settings
         host = addresses.register_host(
             conn, self._host, self._provider.name, mine.server_ref, mine.zone, mine.max_addresses, remails.__version__
         )
-        held = addresses.renew(conn, host.id, mine.lease)
-        return host, held + addresses.claim(conn, host.id, mine.lease, mine.max_addresses, refused=self._left_alone)
+        held = leases.renew(conn, host.id, mine.lease)
+        return host, held + leases.claim(conn, host.id, mine.lease, mine.max_addresses)
 
     def _lease_in_vain(self, conn: Connection) -> tuple[Host, list[Address]]:
         try:
@@ -158,23 +174,26 @@ class Agent:
         host, held = self._me, self._held
         if host is None:
             return
-        orphans = await asyncio.to_thread(self._remove_orphans)
+        orphans = await asyncio.to_thread(self._remove_orphans, {one.source for one in held if one.state == "ready"})
         for source in orphans:
             reason = {"reason": "on the interface without a lease"}
             await self._db.call(addresses.note, source, 0, host.id, "taken off", reason)
         await self._observe(held)
         if self._provider.is_remote:  # one after the other: each may need a good part of the requests we may make
-            changes = [await self._step(host, address) for address in held]
+            in_order = sorted(held, key=lambda address: address.state not in ("ready", "draining"))
+            changes = [await self._step(host, address) for address in in_order]
         else:
             changes = list(await asyncio.gather(*(self._step(host, address) for address in held)))
         log.debug("settled", host=host.name, held=len(held), changes=sum(changes))
         if orphans or any(changes):
             self._publisher.publish(AddressesChanged(host.name))
-        await asyncio.gather(*(self._check_reverse(address) for address in held if address.state == "ready"))
+        for address in held:
+            if address.state == "ready":
+                await self._check_names(host, address)
 
-    def _remove_orphans(self) -> list[str]:
+    def _remove_orphans(self, keep: set[str]) -> list[str]:
         try:
-            orphans = self.fence.orphans()
+            orphans = self.fence.orphans(keep)
         except OSError as error:
             log.error("interface cannot be read", reason=error)
             return []
@@ -183,10 +202,19 @@ class Agent:
         return orphans
 
     async def _step(self, host: Host, address: Address) -> bool:
-        """Take one step with an address; whether anything changed."""
-        if self.fence.left(address.ip) <= 0:
+        """Take one step with an address; whether anything changed. What goes wrong with one keeps none of the others."""
+        memory = self._memories.get(address.ip)
+        if memory is None or memory.epoch != address.lease_epoch or self.fence.left(address.ip) <= 0:
             return False
-        return await (self._bring_up(address) if self._is_wanted(host, address) else self._step_down(address))
+        try:
+            if self._is_wanted(host, address):
+                return await self._bring_up(host, address, memory)
+            return await self._step_down(host, address, memory)
+        except Unavailable:
+            raise
+        except Exception:
+            log.exception("address put off", address=address.ip)
+            return False
 
     def _is_wanted(self, host: Host, address: Address) -> bool:
         return (
@@ -197,171 +225,260 @@ class Agent:
         )
 
     async def _observe(self, held: list[Address]) -> None:
-        """Ask the provider who has which address, unless all is well and was so a moment ago."""
+        """Ask the provider how things are, unless there is nothing to do and that was so a moment ago."""
         now = self._now()
-        calm = all(address.state == "ready" and self._memories[address.ip].is_settled for address in held)
-        if not held or (self._provider.is_remote and calm and now - self._observed_at < OBSERVE):
+        if not held or (
+            self._provider.is_remote and now - self._seen_at < OBSERVE and all(self._is_calm(one, now) for one in held)
+        ):
             return
         try:
-            self._owners = await asyncio.to_thread(self._provider.owners, held)
-            self._observed_at, self._blind = now, ""
+            self._seen = await asyncio.to_thread(self._provider.look, held)
+            self._seen_at, self._blind = now, ""
         except ProviderError as error:
             if not self._blind:
                 log.warning("provider does not say who has the addresses", reason=error)
-            self._owners, self._blind = None, str(error)
+            self._seen, self._blind = None, str(error)
 
-    async def _bring_up(self, address: Address) -> bool:
-        memory = self._memories[address.ip]
-        if address.is_quarantined or (self._owners is None and address.state != "ready"):
-            return await self._wait_for_provider(address, memory)
-        if self._owners is None:
-            return await self._configure(address, memory)
-        owner = self._owners.get(address.ip)
-        if owner == self._settings.server_ref:
-            memory.seen_here()
-            return await self._configure(address, memory)
-        if not self._provider.is_remote or address.state != "ready":
-            return await self._fetch(address, memory, owner)
-        if not memory.is_certain(owner, self._now()):
-            return await self._configure(address, memory)
-        if memory.may_be_old(owner, self._now()):
-            return await self._fetch(address, memory, owner, quietly=True)
-        return await self._reassert(address, memory, owner)
-
-    async def _wait_for_provider(self, address: Address, memory: Memory) -> bool:
-        """See nothing, do nothing; but let another host try when it takes too long."""
-        if address.is_quarantined or self._now() - memory.since < self._settings.lease:
-            return False
-        return await self._fail(address, self._blind)
-
-    async def _reassert(self, address: Address, memory: Memory, owner: str | None) -> bool:
-        """It was moved away: take it back, but not for ever."""
-        reason = f"the provider has it at {owner}" if owner else "the provider has it nowhere"
-        if not memory.flip(self._now()):
-            await self._say(address, "attaching", reason)
-            await self._fetch(address, memory, owner)
+    def _is_calm(self, address: Address, now: float) -> bool:
+        memory = self._memories.get(address.ip)
+        if memory is None:
             return True
-        await asyncio.to_thread(self.fence.take_off, address.ip)
-        reason = f"moved away again and again, left alone for ten minutes: {reason}"
-        log.error("address cannot be used", address=address.ip, reason=reason)
-        return await self._db.call(addresses.quarantine, address.ip, address.lease_epoch, LEAVE_ALONE, reason)
+        return not memory.is_doubted and (address.state == "ready" or not memory.may_try(now))
 
-    async def _fetch(self, address: Address, memory: Memory, owner: str | None, *, quietly: bool = False) -> bool:
-        """Have an address attached to this host, and go on with it."""
-        if self._owners is not None and address.ip not in self._owners:
-            return await self._fail(address, f"provider {self._provider.name} knows no such address")
-        if self._provider.is_remote and not memory.may_try(self._now()):
+    # Up
+
+    async def _bring_up(self, host: Host, address: Address, memory: Memory) -> bool:
+        if address.is_quarantined:
             return False
+        if self._seen is None:  # ready ones stay so, others wait
+            if address.state == "ready":
+                return await self._configure(host, address, memory, None)
+            if self._now() - memory.since < self._settings.lease:
+                return False
+            return await self._fail(host, address, self._blind)
+        seen, remote = self._seen.get(address.ip), self._provider.is_remote
+        owner = seen.owner if seen else None
+        is_here = seen is not None and owner == self._settings.server_ref
+        if is_here and (memory.is_confirmed or not remote or (seen is not None and not seen.is_movable)):
+            memory.seen_here()
+            return await self._configure(host, address, memory, seen)
+        if not remote or address.state != "ready":
+            return await self._fetch(host, address, memory, seen)
+        if not memory.is_certain(owner, self._now()):
+            return await self._configure(host, address, memory, None)
+        if memory.may_be_old(owner, self._now()):
+            return await self._fetch(host, address, memory, seen, quietly=True)
+        return await self._reassert(host, address, memory, seen)
+
+    async def _reassert(self, host: Host, address: Address, memory: Memory, seen: Seen | None) -> bool:
+        """It was moved away: take it back, but not for ever."""
+        if not memory.flip(self._now()):
+            await self._say(address, "attaching", _place(seen))
+            await self._fetch(host, replace(address, state="attaching"), memory, seen)
+            return True
+        reason = f"moved away again and again, left alone for ten minutes: {_place(seen)}"
+        log.error("address cannot be used", address=address.ip, reason=reason)
+        said = await self._db.call(leases.quarantine, address.ip, address.lease_epoch, LEAVE_ALONE, reason)
+        await asyncio.to_thread(self.fence.take_off, address.ip)
+        return said
+
+    async def _fetch(
+        self, host: Host, address: Address, memory: Memory, seen: Seen | None, *, quietly: bool = False
+    ) -> bool:
+        """Have an address attached to this host, and go on with it."""
+        if self._provider.is_remote and (self._blind or not memory.may_try(self._now())):
+            return False
+        if seen is None:
+            memory.failed(self._now())
+            return await self._fail(host, address, f"provider {self._provider.name} knows no such address")
+        if not seen.is_movable:
+            return await self._leave(host, address, f"cannot be moved: {_place(seen)}")
         if address.state not in ("attaching", "error") and not quietly:
             await self._say(address, "attaching")
         try:
-            now_at = await self._db.thread(self._attach, address)
+            got = await self._db.thread(self._attach, address)
         except ProviderError as error:
+            return await self._not_attached(host, address, memory, error, quietly=quietly)
+        if got is None:
+            return False
+        memory.is_confirmed = True
+        if got.owner != self._settings.server_ref:
             memory.failed(self._now())
-            if quietly and error.kind != "conflict":
-                log.warning("provider does not attach the address", address=address.ip, reason=error)
-                return False
-            return await self._not_attached(address, memory, error)
-        if now_at != self._settings.server_ref:
-            memory.failed(self._now())
-            return now_at != "" and await self._fail(address, f"attached, but the provider has it at {now_at}")
-        memory.attached(owner, self._now())
-        if self._owners is not None:
-            self._owners[address.ip] = now_at
-        self._observed_at = float("-inf")  # look again soon
-        if self._me is not None:
-            was_at = {"was at": owner or "nowhere"}
-            await self._db.call(addresses.note, address.ip, address.lease_epoch, self._me.id, "attached", was_at)
-        return await self._configure(address, memory)
+            return await self._fail(host, address, f"was attached, but {_place(got)}")
+        memory.attached(seen.owner, self._now())
+        self._seen_at = float("-inf")  # look again soon
+        was_at = {"was at": seen.owner or "nowhere"}
+        await self._db.call(addresses.note, address.ip, address.lease_epoch, host.id, "attached", was_at)
+        return await self._configure(host, address, memory, got)
 
-    def _attach(self, address: Address) -> str | None:
-        """Attach under the lease, one host at a time; an empty answer: not now."""
+    def _attach(self, address: Address) -> Seen | None:
+        """Attach under the lease, one host at a time. None: not now."""
         if not self._provider.is_remote:
             return self._provider.attach(address)
         needed = self._settings.provider_timeout + 2
         with self._db.transaction() as conn:
-            if not addresses.lock(conn, address.ip, address.lease_epoch, needed) or self.fence.left(address.ip) < 2:
-                return ""
+            if not leases.lock(conn, address.ip, address.lease_epoch, needed) or self.fence.left(address.ip) < 2:
+                return None
             return self._provider.attach(address)
 
-    async def _not_attached(self, address: Address, memory: Memory, error: ProviderError) -> bool:
-        match error.kind:
-            case "conflict":
-                log.error("address cannot be attached to this host", address=address.ip, reason=error)
-                return await self._give_back(address, str(error), LEAVE_ALONE)
-            case "unavailable" if memory.failing_for(self._now()) < self._settings.lease:
-                log.warning("provider does not attach the address", address=address.ip, reason=error)
-                return False
-        return await self._fail(address, str(error))
+    async def _not_attached(
+        self, host: Host, address: Address, memory: Memory, error: ProviderError, *, quietly: bool
+    ) -> bool:
+        memory.failed(self._now(), AFTER_FORBIDDEN if error.kind == "forbidden" else 0.0)
+        memory.is_confirmed = memory.is_confirmed or error.kind == "unavailable"
+        if error.kind == "unavailable":
+            self._blind = str(error)  # for the rest of this turn: the other addresses would wait for nothing
+        if error.kind == "conflict":
+            return await self._leave(host, address, str(error))
+        if quietly or (error.kind == "unavailable" and memory.failing_for(self._now()) < self._settings.lease):
+            log.warning("provider does not attach the address", address=address.ip, reason=error)
+            return False
+        return await self._fail(host, address, str(error))
 
-    async def _configure(self, address: Address, memory: Memory) -> bool:
+    async def _configure(self, host: Host, address: Address, memory: Memory, seen: Seen | None) -> bool:
         """It is attached: see that it is on the interface, and publish it."""
-        if self._provider.configures_interface:
-            if address.state not in ("ready", "configuring"):
+        source = (seen and seen.source) or address.source
+        if self._provider.is_remote and address.state != "ready":
+            if not memory.may_try(self._now()):
+                return False
+            if address.state not in ("configuring", "error"):
                 await self._say(address, "configuring")
-            try:
-                missing = await asyncio.to_thread(self.fence.put, address.ip, address.source)
-                if missing:
-                    memory.announced = 0
-                elif memory.announced < ANNOUNCEMENTS - 1:
-                    memory.announced += 1
-                    await asyncio.to_thread(self.fence.announce, address.ip)
-            except OSError as error:
-                return await self._fail(address, f"cannot be put on the interface: {error.strerror or error}")
+        try:
+            if self._provider.configures_interface:
+                await self._put(address, memory)
             if self.fence.left(address.ip) <= 0:
                 return False
+            if address.state != "ready":
+                await self._probe(source)
+        except OSError as error:
+            return await self._not_usable(host, address, memory, error)
+        memory.is_up()
+        if source != address.source:
+            await self._db.call(leases.bind, address.ip, address.lease_epoch, source)
         return address.state != "ready" and await self._say(address, "ready")
 
-    async def _check_reverse(self, address: Address) -> None:
-        """Warn of names that receivers would not like; nothing else follows from them."""
-        memory, now = self._memories[address.ip], self._now()
-        if self._resolver is None or (
-            memory.reverse_checked is not None and now - memory.reverse_checked < CHECK_REVERSE
+    async def _put(self, address: Address, memory: Memory) -> None:
+        if await asyncio.to_thread(self.fence.put, address.ip, address.source):
+            memory.announced = 1
+        elif memory.announced < ANNOUNCEMENTS:
+            memory.announced += 1
+            await asyncio.to_thread(self.fence.announce, address.ip)
+
+    async def _probe(self, source: str) -> None:
+        """See that a socket can be bound to it, and that an answer comes back to it. Raises OSError."""
+        peers = [peer for peer in self._probes if (":" in peer[0]) == (":" in source)]
+        await asyncio.to_thread(self._check, source, peers[0] if peers else None)
+
+    async def _not_usable(self, host: Host, address: Address, memory: Memory, error: OSError) -> bool:
+        memory.failed(self._now())
+        reason = f"cannot be used on this host: {error.strerror or error}"
+        if isinstance(error, TimeoutError) or error.errno is None:
+            reason = "no answer to it from the probe: is port 25 closed, or does another server get its packets?"
+        if address.state not in ("ready", "error") and memory.failing_for(self._now()) < self._settings.lease:
+            log.warning("address is not usable yet", address=address.ip, reason=reason)
+            return False
+        return await self._fail(host, address, reason)
+
+    # Names
+
+    async def _check_names(self, host: Host, address: Address) -> None:
+        """Have its reverse name right, and warn of names that receivers would not like."""
+        memory, now = self._memories.get(address.ip), self._now()
+        if memory is None or (
+            memory.names_checked[0] == address.ptr_name and now - memory.names_checked[1] < CHECK_NAMES
         ):
             return
-        memory.reverse_checked = now
-        trouble = await asyncio.to_thread(reverse.trouble, self._resolver, address.ip, address.ptr_name)
-        if trouble:
-            log.warning("reverse name of address", address=address.ip, trouble=trouble)
+        seen = self._seen.get(address.ip) if self._seen else None
+        if seen is None and self._provider.is_remote:
+            return
+        memory.names_checked = (address.ptr_name, now)
+        if seen is not None and seen.warning:
+            log.warning("address at the provider", address=address.ip, warning=seen.warning)
+        published = seen.ptr_name if seen is not None and self._settings.set_reverse_names else None
+        if published is not None and published.rstrip(".").lower() != address.ptr_name:
+            await self._set_name(host, address, published)
+            return  # in DNS it is seen only after a while
+        if self._resolver is not None:
+            trouble = await asyncio.to_thread(reverse.trouble, self._resolver, address.ip, address.ptr_name)
+            if trouble:
+                log.warning("reverse name of address", address=address.ip, trouble=trouble)
 
-    async def _step_down(self, address: Address) -> bool:
-        memory, now = self._memories[address.ip], self._now()
+    async def _set_name(self, host: Host, address: Address, before: str) -> None:
+        try:
+            await asyncio.to_thread(self._provider.set_name, address)
+        except ProviderError as error:
+            log.warning("reverse name not set", address=address.ip, name=address.ptr_name, reason=error)
+            return
+        log.info("reverse name set", address=address.ip, name=address.ptr_name, before=before)
+        detail = {"to": address.ptr_name, "was": before}
+        await self._db.call(addresses.note, address.ip, address.lease_epoch, host.id, "reverse name", detail)
+
+    # Down
+
+    async def _step_down(self, host: Host, address: Address, memory: Memory) -> bool:
+        now = self._now()
         if address.state != "draining":
             memory.draining_since = now
             return await self._say(address, "draining")
-        patience = self._settings.drain_timeout
         memory.draining_since = now if memory.draining_since is None else memory.draining_since
-        if now - memory.draining_since < patience:
-            in_use: set[str] = await self._db.call(addresses.in_use, [address.ip])
+        if now - memory.draining_since < self._settings.drain_timeout:
+            in_use: set[str] = await self._db.call(leases.in_use, [address.ip])
             if in_use:
                 return False
-        return await self._give_back(address, "", self._settings.lease)
+        return await self._give_back(host, address)
 
-    async def _give_back(self, address: Address, reason: str, leave_alone: float) -> bool:
-        """Give an address back, and not take it again at once where this host is not what others have to wait for."""
-        await asyncio.to_thread(self.fence.drop, address.ip)
-        released = await self._db.call(addresses.release, address.ip, address.lease_epoch, reason)
-        if self._me is not None and self._me.desired_state == "active" and address.is_enabled:
-            self._left_alone[address.ip] = self._now() + leave_alone
-        self._held = [one for one in self._held if one.ip != address.ip]
+    async def _leave(self, host: Host, address: Address, reason: str) -> bool:
+        """It cannot be had here: let others have it."""
+        log.error("address cannot be attached to this host", address=address.ip, reason=reason)
+        return await self._give_back(host, address, reason)
+
+    async def _give_back(self, host: Host, address: Address, reason: str = "") -> bool:
+        def release(conn: Connection) -> bool:
+            released = leases.release(conn, address.ip, address.lease_epoch, reason)
+            if released and reason:
+                leases.refuse(conn, address.ip, host.id, LEAVE_ALONE, reason, is_firm=True)
+            return released
+
+        async with self._one_at_a_time:
+            await asyncio.to_thread(self.fence.drop, address.ip)
+            released: bool = await self._db.call(release)
+            self._held = [one for one in self._held if one.ip != address.ip]
         log.info("address released", address=address.ip, epoch=address.lease_epoch)
         return released
 
-    # Words
-
-    async def _fail(self, address: Address, reason: str) -> bool:
+    async def _fail(self, host: Host, address: Address, reason: str) -> bool:
+        """Unpublish it with the reason. It is tried again, but a host that did not try yet may take it."""
         if address.state == "error" and address.last_error == reason:
             return False
-        said = await self._say(address, "error", reason)
+
+        def fail(conn: Connection) -> bool:
+            said = leases.set_state(conn, address.ip, address.lease_epoch, "error", reason)
+            if said:
+                leases.refuse(conn, address.ip, host.id, LEAVE_TO_OTHERS, reason, is_firm=False)
+            return said
+
+        said: bool = await self._db.call(fail)
+        self._log(said, address, "error", reason)
         await asyncio.to_thread(self.fence.take_off, address.ip)
         return said
 
+    # Words
+
     async def _say(self, address: Address, state: AddressState, reason: str = "") -> bool:
-        said = await self._db.call(addresses.set_state, address.ip, address.lease_epoch, state, reason)
+        said: bool = await self._db.call(leases.set_state, address.ip, address.lease_epoch, state, reason)
+        self._log(said, address, state, reason)
+        return said
+
+    def _log(self, said: bool, address: Address, state: str, reason: str) -> None:
         if not said:
             log.warning("lease is over, state not written", address=address.ip, state=state)
         elif reason:
             log.error("address cannot be used", address=address.ip, reason=reason)
         else:
             log.info("address", address=address.ip, state=state, epoch=address.lease_epoch)
-        return said
+
+
+def _place(seen: Seen | None) -> str:
+    if seen is None:
+        return "the provider does not know it"
+    return f"the provider has it at {seen.owner}" if seen.owner else "the provider has it nowhere"

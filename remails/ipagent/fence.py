@@ -2,7 +2,8 @@
 
 For each address held there is a deadline by the monotonic clock, which nobody can set back: when it passes, the address
 comes off the interface, whatever the database, the provider or the event loop are doing. That is well before the lease
-ends and another host may take the address. The fence runs in a thread of its own; each of its methods is atomic, so that
+ends and another host may take the address. The kernel knows the deadlines too, and keeps them when there is no agent any more.
+The fence runs in a thread of its own; each of its methods is atomic, so that
 an address which is given up is not put back by somebody who did not know yet.
 """
 
@@ -24,7 +25,7 @@ class Interface(Protocol):
 
     def ours(self) -> set[str]: ...
     def present(self) -> set[str]: ...
-    def add(self, ip: str) -> None: ...
+    def add(self, ip: str, seconds: float) -> None: ...
     def remove(self, ip: str) -> None: ...
     def announce(self, ip: str) -> None: ...
 
@@ -57,6 +58,8 @@ class Fence:
             for ip in lost:
                 self._drop(ip)
             self._deadlines = dict.fromkeys(ips, asked + self._use)
+            for source in self._configured.values():
+                self._prolong(source, asked + self._use - self._now())
             return lost
 
     def left(self, ip: str) -> float:
@@ -73,8 +76,7 @@ class Fence:
             if self._interface is None or self._deadlines.get(ip, 0) <= self._now():
                 return False
             missing = source not in self._interface.present()
-            if missing:
-                self._interface.add(source)
+            self._interface.add(source, self._deadlines[ip] - self._now())
             if missing or ip not in self._configured:
                 self._interface.announce(source)
             self._configured[ip] = source
@@ -96,12 +98,15 @@ class Fence:
         with self._lock:
             self._drop(ip)
 
-    def orphans(self) -> list[str]:
-        """Remove what we added once and have no use for, after a crash for instance; returns it. Raises OSError."""
+    def orphans(self, keep: Collection[str]) -> list[str]:
+        """Remove what we added once and have no use for, after a crash for instance; returns it. Raises OSError.
+
+        What is to `keep` stays: after a restart it is in use, and was not put there by this process.
+        """
         with self._lock:
             if self._interface is None:
                 return []
-            orphans = sorted(self._interface.ours() - set(self._configured.values()))
+            orphans = sorted(self._interface.ours() - set(self._configured.values()) - set(keep))
             for source in orphans:
                 self._interface.remove(source)
             return orphans
@@ -139,9 +144,16 @@ class Fence:
         with self._lock:
             for ip, configured in self._configured.items():
                 if configured == source and self._deadlines.get(ip, 0) > self._now() and self._interface is not None:
-                    self._interface.add(source)
+                    self._interface.add(source, self._deadlines[ip] - self._now())
                     self._interface.announce(source)
                     log.warning("address was taken off the interface by others, put back", address=ip)
+
+    def _prolong(self, source: str, seconds: float) -> None:
+        try:
+            if self._interface is not None and seconds > 0:
+                self._interface.add(source, seconds)
+        except OSError as error:
+            log.error("address cannot be kept on the interface", address=source, reason=error)
 
     def _drop(self, ip: str) -> None:
         self._deadlines.pop(ip, None)

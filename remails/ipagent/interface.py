@@ -1,8 +1,8 @@
 """This host's network interface: putting addresses on it, telling the neighbours, and whether one is there.
 
-An address is added as a /32 or /128 with the kernel's mark of who added it (IFA_PROTO) set to ours. What has that mark is
-ours to remove, also after a crash; what has not is never touched. Nothing is written to a file: after a reboot no address
-of ours is there. An IPv6 address is added without duplicate address detection, during which nothing could be bound to it
+An address is added as a /32 or /128 with the kernel's mark of who added it (IFA_PROTO) set to ours, and with a lifetime, after
+which the kernel takes it off by itself, whatever has become of us. What has our mark is ours to remove, also after a crash;
+what has not is never touched. Nothing is written to a file: after a reboot no address of ours is there. An IPv6 address is added without duplicate address detection, during which nothing could be bound to it
 (and the previous holder may still answer), and as deprecated, so that the kernel never chooses it by itself.
 
 Whether an address can be used is proved by what counts for `outbound`: a socket bound to it. It needs that
@@ -15,24 +15,36 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
+
+from remails.ipagent import sockets
+from remails.logs import Log
 
 MARK = 250
 """IFA_PROTO of the addresses we add; 0 to 3 are the kernel's."""
 
 _IFA_F_NODAD = 0x02
-_FOREVER = 0xFFFFFFFF
+_PATIENCE = 5.0
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
 _ETH_P_ARP = 0x0806
 _NEIGHBOUR_ADVERTISEMENT, _OVERRIDE, _TARGET_LINK_LAYER_ADDRESS = 136, 0x20000000, 2
 
+log = Log("remails.ipagent")
 
-def check(ip: str) -> None:
-    """Bind a TCP socket to the address. Raises OSError (EADDRNOTAVAIL) when it is not on this host."""
+
+def check(ip: str, peer: tuple[str, int] | None = None) -> None:
+    """Bind a TCP socket to the address, and connect to a peer from it.
+
+    Raises OSError: EADDRNOTAVAIL when the address is not on this host, TimeoutError when no answer came within 5 seconds.
+    """
     family = socket.AF_INET6 if ipaddress.ip_address(ip).version == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.bind((ip, 0))
+        if peer is not None:
+            sock.settimeout(_PATIENCE)
+            sock.connect(peer)
 
 
 class Interface:
@@ -60,25 +72,33 @@ class Interface:
         with _netlink() as netlink:
             return {_address(message) for message in netlink.get_addr()}
 
-    def add(self, ip: str) -> None:
-        """Put an address on the interface; no matter whether it is there."""
-        wanted: dict[str, int] = {"prefixlen": 32, "proto": MARK}
+    def add(self, ip: str, seconds: float) -> None:
+        """Have an address on the interface for so long; one that others put there stays as it is."""
+        lifetime = max(1, int(seconds))
+        wanted = {"prefixlen": 32, "proto": MARK, "preferred_lft": lifetime, "valid_lft": lifetime}
         if ipaddress.ip_address(ip).version == 6:
-            wanted |= {"prefixlen": 128, "flags": _IFA_F_NODAD, "preferred": 0, "valid": _FOREVER}
+            wanted |= {"prefixlen": 128, "flags": _IFA_F_NODAD, "preferred_lft": 0}
         with _netlink() as netlink:
-            try:
+            there = [message for message in netlink.get_addr() if _address(message) == ip]
+            if not there:
                 netlink.addr("add", index=self._index(netlink), address=ip, **wanted)
-            except NetlinkError as error:
-                if error.code != errno.EEXIST:
-                    raise
+            for message in there:
+                if message.get("IFA_PROTO") == MARK:
+                    netlink.addr("replace", index=message["index"], address=ip, **wanted)
         check(ip)
 
     def remove(self, ip: str) -> None:
-        """Take an address of ours off; no matter whether it is there. One that we did not add stays."""
+        """Take an address of ours off and end connections from it; no matter whether it is there.
+
+        One that we did not add stays.
+        """
         with _netlink() as netlink:
-            for message in list(netlink.get_addr()):
-                if message.get("IFA_PROTO") == MARK and _address(message) == ip:
-                    _remove(netlink, message)
+            for message in [one for one in netlink.get_addr() if one.get("IFA_PROTO") == MARK and _address(one) == ip]:
+                _remove(netlink, message)
+                try:
+                    sockets.destroy(ip)
+                except OSError as error:
+                    log.warning("connections from an address stay until they time out", address=ip, reason=error)
 
     def announce(self, ip: str) -> None:
         """Tell the neighbours whose the address is now; on a network that routes by other means it does no harm."""
@@ -154,11 +174,11 @@ def _netlink() -> Iterator[IPRoute]:
             raise OSError(error.code, f"network interface: {error.args[1]}") from None
 
 
-def _address(message: dict[str, str]) -> str:
+def _address(message: Any) -> str:
     return ipaddress.ip_address(message.get("IFA_LOCAL") or message.get("IFA_ADDRESS", "")).compressed
 
 
-def _remove(netlink: IPRoute, message: dict[str, str]) -> None:
+def _remove(netlink: IPRoute, message: Any) -> None:
     try:
         netlink.addr("del", index=message["index"], address=_address(message), prefixlen=message["prefixlen"])
     except NetlinkError as error:

@@ -24,8 +24,11 @@ class Memory:
     epoch: int
     since: float
     """When the lease began here."""
+    is_confirmed: bool = False
+    """Whether the provider was asked to attach it under this lease; before, an answer "it is here" may be from an earlier one."""
     announced: int = 0
-    reverse_checked: float | None = None
+    names_checked: tuple[str, float] = ("", float("-inf"))
+    """Which name, and when."""
     draining_since: float | None = None
     _attached_at: float | None = None
     _owner_before: str | None = None
@@ -36,13 +39,17 @@ class Memory:
     _retry_at: float = 0.0
 
     @property
-    def is_settled(self) -> bool:
-        """Whether the last answer was no surprise."""
-        return self._doubted is None
+    def is_doubted(self) -> bool:
+        """Whether the last answer was a surprise."""
+        return self._doubted is not None
 
     def seen_here(self) -> None:
         """The provider says it is here."""
-        self._doubted = self._failing_since = None
+        self._doubted = None
+
+    def is_up(self) -> None:
+        """It can be used."""
+        self._failing_since = None
         self._wait = self._retry_at = 0.0
 
     def is_certain(self, owner: str | None, now: float) -> bool:
@@ -65,17 +72,17 @@ class Memory:
         return len(self._flips) >= FLIPS
 
     def may_try(self, now: float) -> bool:
-        """Whether it is time to try to attach it."""
+        """Whether it is time to try again."""
         return now >= self._retry_at
 
-    def failed(self, now: float) -> None:
-        """It could not be attached: wait, longer each time."""
+    def failed(self, now: float, least: float = FIRST_WAIT) -> None:
+        """It could not be brought up: wait, longer each time, and not less than `least` seconds."""
         self._failing_since = now if self._failing_since is None else self._failing_since
-        self._wait = min(max(FIRST_WAIT, self._wait * 2), LONGEST_WAIT)
+        self._wait = min(max(least, self._wait * 2), LONGEST_WAIT)
         self._retry_at = now + self._wait
 
     def failing_for(self, now: float) -> float:
-        """For how many seconds it could not be attached."""
+        """For how many seconds it could not be brought up."""
         return 0.0 if self._failing_since is None else now - self._failing_since
 
     def attached(self, owner_before: str | None, now: float) -> None:

@@ -7,7 +7,7 @@ its database stops using addresses before another host can lease them (the agent
 import time
 from dataclasses import dataclass
 
-from remails.store import addresses
+from remails.store import leases
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Holdings:
     def __init__(self) -> None:
         self._held: dict[str, Holding] = {}
 
-    def update(self, held: list[addresses.Held], asked_at: float) -> tuple[set[str], set[str]]:
+    def update(self, held: list[leases.Held], asked_at: float) -> tuple[set[str], set[str]]:
         """Take over what the database said; `asked_at` is the monotonic time before the question was put.
 
         Returns:

@@ -43,7 +43,7 @@ from remails.outbound.room import Room
 from remails.outbound.route import Router
 from remails.outbound.signing import Signing
 from remails.outbound.sts import Policies
-from remails.store import addresses, queue, server, suppressions
+from remails.store import addresses, leases, queue, server, suppressions
 from remails.store.ids import HostId, MessageId
 from remails.store.queue import Claim, Result
 from remails.vault import Vault
@@ -124,7 +124,7 @@ class Outbound:
                 self._looked_at = asked_at
                 return  # the IP agent has not registered this host yet
             self._host_id = host.id
-        gained, lost = self._holdings.update(await self._db.call(addresses.held_by, self._host_id), asked_at)
+        gained, lost = self._holdings.update(await self._db.call(leases.held_by, self._host_id), asked_at)
         self._looked_at = asked_at
         if subscriber is not None:
             for ip in gained:

@@ -7,8 +7,8 @@ from remails.bus.client import Publisher
 from remails.bus.events import Ready
 from remails.db import Connection, Database
 from remails.logs import Log
-from remails.store import addresses
-from remails.store.addresses import Moved, Orphan
+from remails.store import sources
+from remails.store.sources import Moved, Orphan
 
 log = Log("remails.periodic")
 
@@ -26,13 +26,13 @@ async def run(db: Database, publisher: Publisher) -> None:
 
 
 def _choose_again(conn: Connection) -> list[Moved]:
-    orphans = addresses.orphaned(conn, _BATCH)
-    pools = addresses.in_pools(conn, list({orphan.pool_id for orphan in orphans}))
+    orphans = sources.orphaned(conn, _BATCH)
+    pools = sources.in_pools(conn, list({orphan.pool_id for orphan in orphans}))
 
     def choice(orphan: Orphan) -> str | None:
-        return addresses.choose(pools[orphan.pool_id], addresses.key(orphan.project_id, orphan.domain))
+        return sources.choose(pools[orphan.pool_id], sources.key(orphan.project_id, orphan.domain))
 
-    return addresses.move(conn, [(orphan.delivery_id, choice(orphan)) for orphan in orphans])
+    return sources.move(conn, [(orphan.delivery_id, choice(orphan)) for orphan in orphans])
 
 
 def _notes(moved: list[Moved]) -> list[Ready]:

@@ -23,7 +23,7 @@ from remails.bus import keys as bus_keys
 from remails.bus import service as bus_service
 from remails.db import Database
 from remails.dev import dns
-from remails.store import addresses, server
+from remails.store import addresses, leases, server
 
 IP = "127.0.0.11"
 PTR = "out1.relay.example"
@@ -132,8 +132,8 @@ tls_key = "{made.key}"
         pool = addresses.create_pool(conn, "shared", is_default=True)
         addresses.add(conn, IP, pool.id, "static", PTR)
         host = addresses.register_host(conn, "test", "static", "", "", 5, "1.0")
-        (leased,) = addresses.claim(conn, host.id, 3600, 5)
-        addresses.set_state(conn, leased.ip, leased.lease_epoch, "ready")
+        (leased,) = leases.claim(conn, host.id, 3600, 5)
+        leases.set_state(conn, leased.ip, leased.lease_epoch, "ready")
     with _broker(publish, subscribe, credentials):
         yield made
 
@@ -301,7 +301,7 @@ def test_no_bus_is_only_slow(world: World) -> None:
 
 
 def test_host_without_address(world: World, db: Database) -> None:
-    db.run(addresses.release, IP, 1)
+    db.run(leases.release, IP, 1)
 
     assert world.trouble() == {"addresses": ("warn", "test holds none, so no mail leaves from here")}
 
@@ -314,7 +314,7 @@ def test_host_that_never_registered(world: World) -> None:
 
 
 def test_address_in_error(world: World, db: Database) -> None:
-    db.run(addresses.set_state, IP, 1, "error", "the provider said no")
+    db.run(leases.set_state, IP, 1, "error", "the provider said no")
 
     ((name, (status, text)),) = world.trouble().items()
     assert (name, status) == (f"address {IP}", "FAIL") and "the provider said no" in text

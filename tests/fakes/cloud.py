@@ -28,8 +28,18 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 Do = Literal[
-    *("status", "apply_then_fail", "apply_then_reset", "delay", "delay_after", "hang", "reset", "stale", "drift"),
-    *("truncated", "not_json", "empty"),
+    "status",
+    "apply_then_fail",
+    "apply_then_reset",
+    "delay",
+    "delay_after",
+    "hang",
+    "reset",
+    "stale",
+    "drift",
+    "truncated",
+    "not_json",
+    "empty",
 ]
 """What a fault does:
 
@@ -296,7 +306,7 @@ class Cloud:
             if not self._history:
                 self.changed()
             world = self._past(stale) if request.method == "GET" and stale else self.world
-            if refused := self.refuses(world, request):
+            if refused := self.refuses(self.world, request):
                 return refused
             for method, pattern, handler in self.routes():
                 if method == request.method and (found := pattern.fullmatch(request.path)):

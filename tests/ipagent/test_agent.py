@@ -22,8 +22,9 @@ from remails.db import Connection, Database
 from remails.errors import ConfigError, Unavailable
 from remails.ipagent import providers, service
 from remails.ipagent.agent import Agent
-from remails.store import addresses, ids
-from remails.store.addresses import Address, Held, Pool
+from remails.store import addresses, ids, leases
+from remails.store.addresses import Address, Pool
+from remails.store.leases import Held
 
 HERE = ["127.0.0.11", "127.0.0.12", "127.0.0.13", "127.0.0.14"]
 ELSEWHERE = "203.0.113.9"  # RFC 5737: on no host
@@ -73,7 +74,7 @@ def _get(db: Database, ip: str) -> Address:
 def _held(db: Database, host: str = "mx1") -> list[Held]:
     def read(conn: Connection) -> list[Held]:
         found = addresses.host_by_name(conn, host)
-        return addresses.held_by(conn, found.id) if found else []
+        return leases.held_by(conn, found.id) if found else []
 
     return db.run(read)
 

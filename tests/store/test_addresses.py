@@ -10,9 +10,10 @@ import pytest
 
 from remails.db import Connection, Database
 from remails.errors import Refused
-from remails.store import addresses, ids, messages, organizations, projects
-from remails.store.addresses import Address, Candidate, Host, Pool
+from remails.store import addresses, ids, leases, messages, organizations, projects, sources
+from remails.store.addresses import Address, Host, Pool
 from remails.store.ids import DeliveryId, DomainId, HostId, MessageId
+from remails.store.sources import Candidate
 
 
 def _host(conn: Connection, name: str, *, most: int = 100) -> Host:
@@ -29,9 +30,9 @@ def _pool(conn: Connection, count: int = 0, name: str = "shared") -> Pool:
 
 
 def _ready(conn: Connection, host: Host, count: int = 100) -> list[Address]:
-    held = addresses.claim(conn, host.id, 30, count)
+    held = leases.claim(conn, host.id, 30, count)
     for address in held:
-        assert addresses.set_state(conn, address.ip, address.lease_epoch, "ready")
+        assert leases.set_state(conn, address.ip, address.lease_epoch, "ready")
     return held
 
 
@@ -142,7 +143,7 @@ def test_what_cannot_be_added_is_refused_and_the_transaction_goes_on(conn: Conne
 def test_a_claimed_address_is_held_under_the_next_epoch(conn: Connection) -> None:
     _pool(conn, 1)
     host = _host(conn, "mx1")
-    [address] = addresses.claim(conn, host.id, 30, 5)
+    [address] = leases.claim(conn, host.id, 30, 5)
     assert (address.ip, address.state, address.lease_epoch, address.lease_host) == (
         "198.51.100.1",
         "claimed",
@@ -151,7 +152,7 @@ def test_a_claimed_address_is_held_under_the_next_epoch(conn: Connection) -> Non
     )
     assert address.lease_until is not None
     assert timedelta(seconds=28) < address.lease_until - datetime.now(UTC) <= timedelta(seconds=30)
-    assert addresses.claim(conn, host.id, 30, 5) == []
+    assert leases.claim(conn, host.id, 30, 5) == []
     assert _events(conn, address.ip) == [("added", 0), ("claimed", 1)]
 
 
@@ -166,14 +167,14 @@ def test_two_agents_racing_never_hold_the_same_address(db: Database) -> None:
     def run(host_id: HostId) -> list[str]:
         taken: list[str] = []
         start.wait()
-        while found := db.run(addresses.claim, host_id, 60, 2):
+        while found := db.run(leases.claim, host_id, 60, 2):
             taken += [address.ip for address in found]
         return taken
 
     with ThreadPoolExecutor(len(hosts)) as threads:
         taken = [ip for held in threads.map(run, hosts) for ip in held]
     # A host may come away empty-handed while another has the last rows locked, so take the rest.
-    taken += [address.ip for address in db.run(addresses.claim, hosts[0], 60, count)]
+    taken += [address.ip for address in db.run(leases.claim, hosts[0], 60, count)]
     assert len(taken) == len(set(taken))
     held = db.run(addresses.list_)
     assert {address.lease_epoch for address in held if address.ip in taken} == {1}
@@ -187,10 +188,10 @@ def test_a_row_claimed_between_reading_and_locking_is_not_taken_over(db: Databas
         _pool(conn, 1)
         first, second = _host(conn, "mx1"), _host(conn, "mx2")
     with db.transaction() as mine:
-        assert len(addresses.claim(mine, first.id, 30, 1)) == 1
+        assert len(leases.claim(mine, first.id, 30, 1)) == 1
         # The row is locked, not yet committed: skipped, not waited for.
-        assert db.run(addresses.claim, second.id, 30, 1) == []
-    assert db.run(addresses.claim, second.id, 30, 1) == []
+        assert db.run(leases.claim, second.id, 30, 1) == []
+    assert db.run(leases.claim, second.id, 30, 1) == []
     assert [address.lease_host for address in db.run(addresses.list_)] == [first.id]
 
 
@@ -198,22 +199,22 @@ def test_an_expired_lease_moves_to_the_other_host_with_a_higher_epoch(conn: Conn
     _pool(conn, 1)
     old, new = _host(conn, "mx1"), _host(conn, "mx2")
     [before] = _ready(conn, old)
-    assert addresses.claim(conn, new.id, 30, 1) == []
+    assert leases.claim(conn, new.id, 30, 1) == []
     _expire(conn, before.ip)
-    [after] = addresses.claim(conn, new.id, 30, 1)
+    [after] = leases.claim(conn, new.id, 30, 1)
     assert (after.lease_host, after.lease_epoch, after.state) == (new.id, before.lease_epoch + 1, "claimed")
-    assert addresses.renew(conn, old.id, 30) == []
-    assert addresses.held_by(conn, old.id) == []
+    assert leases.renew(conn, old.id, 30) == []
+    assert leases.held_by(conn, old.id) == []
 
 
 def test_under_an_old_epoch_nothing_can_be_done(conn: Connection) -> None:
     _pool(conn, 1)
     [before] = _ready(conn, _host(conn, "mx1"))
     _expire(conn, before.ip)
-    [after] = addresses.claim(conn, _host(conn, "mx2").id, 30, 1)
+    [after] = leases.claim(conn, _host(conn, "mx2").id, 30, 1)
     for state in ("ready", "error", "draining"):
-        assert not addresses.set_state(conn, before.ip, before.lease_epoch, state)
-    assert not addresses.release(conn, before.ip, before.lease_epoch)
+        assert not leases.set_state(conn, before.ip, before.lease_epoch, state)
+    assert not leases.release(conn, before.ip, before.lease_epoch)
     assert addresses.get(conn, before.ip) == after
     assert _events(conn, before.ip)[-1] == ("claimed", 2)
 
@@ -221,21 +222,21 @@ def test_under_an_old_epoch_nothing_can_be_done(conn: Connection) -> None:
 def test_an_expired_lease_is_not_renewed_and_publishes_nothing(conn: Connection) -> None:
     _pool(conn, 1)
     host = _host(conn, "mx1")
-    [address] = addresses.claim(conn, host.id, 30, 1)
+    [address] = leases.claim(conn, host.id, 30, 1)
     _expire(conn, address.ip)
-    assert addresses.renew(conn, host.id, 30) == []
-    assert not addresses.set_state(conn, address.ip, address.lease_epoch, "ready")
-    [again] = addresses.claim(conn, host.id, 30, 1)
+    assert leases.renew(conn, host.id, 30) == []
+    assert not leases.set_state(conn, address.ip, address.lease_epoch, "ready")
+    [again] = leases.claim(conn, host.id, 30, 1)
     assert again.lease_epoch == address.lease_epoch + 1
 
 
 def test_renewing_prolongs_and_keeps_state_and_epoch(conn: Connection) -> None:
     _pool(conn, 2)
     host = _host(conn, "mx1")
-    ready, broken = addresses.claim(conn, host.id, 10, 5)
-    addresses.set_state(conn, ready.ip, 1, "ready")
-    addresses.set_state(conn, broken.ip, 1, "error", "cable")
-    renewed = addresses.renew(conn, host.id, 60)
+    ready, broken = leases.claim(conn, host.id, 10, 5)
+    leases.set_state(conn, ready.ip, 1, "ready")
+    leases.set_state(conn, broken.ip, 1, "error", "cable")
+    renewed = leases.renew(conn, host.id, 60)
     assert [(a.ip, a.state, a.lease_epoch, a.last_error) for a in renewed] == [
         (ready.ip, "ready", 1, ""),
         (broken.ip, "error", 1, "cable"),
@@ -247,19 +248,21 @@ def test_a_released_address_is_free_at_once(conn: Connection) -> None:
     _pool(conn, 1)
     [address] = _ready(conn, _host(conn, "mx1"))
     other = _host(conn, "mx2")
-    assert addresses.release(conn, address.ip, address.lease_epoch)
-    assert not addresses.release(conn, address.ip, address.lease_epoch)
-    assert not addresses.set_state(conn, address.ip, address.lease_epoch, "ready")
-    assert [a.lease_host for a in addresses.claim(conn, other.id, 30, 1)] == [other.id]
+    assert leases.release(conn, address.ip, address.lease_epoch)
+    assert not leases.release(conn, address.ip, address.lease_epoch)
+    assert not leases.set_state(conn, address.ip, address.lease_epoch, "ready")
+    assert [a.lease_host for a in leases.claim(conn, other.id, 30, 1)] == [other.id]
     assert _events(conn, address.ip) == [("added", 0), ("claimed", 1), ("ready", 1), ("released", 1), ("claimed", 2)]
 
 
 def test_hosts_share_and_what_one_leaves_the_other_takes_one_by_one(conn: Connection) -> None:
     _pool(conn, 6)
     first, second = _host(conn, "mx1"), _host(conn, "mx2")
-    assert len(addresses.claim(conn, first.id, 30, 100)) == 3
-    assert [len(addresses.claim(conn, first.id, 30, 100)) for _ in range(4)] == [1, 1, 1, 0]
-    assert addresses.claim(conn, second.id, 30, 100) == []
+    assert len(leases.claim(conn, first.id, 30, 100)) == 3
+    assert leases.claim(conn, first.id, 30, 100) == []
+    conn.execute("UPDATE addresses SET updated_at = now() - interval '11 s'")
+    assert [len(leases.claim(conn, first.id, 30, 100)) for _ in range(4)] == [1, 1, 1, 0]
+    assert leases.claim(conn, second.id, 30, 100) == []
 
 
 def test_a_host_alone_takes_all_it_may_have(conn: Connection) -> None:
@@ -267,8 +270,8 @@ def test_a_host_alone_takes_all_it_may_have(conn: Connection) -> None:
     host = _host(conn, "mx1", most=5)
     _host(conn, "gone")
     conn.execute("UPDATE hosts SET heartbeat_at = now() - interval '1 day' WHERE name = 'gone'")
-    assert len(addresses.claim(conn, host.id, 30, 100)) == 5
-    assert addresses.claim(conn, host.id, 30, 100) == []
+    assert len(leases.claim(conn, host.id, 30, 100)) == 5
+    assert leases.claim(conn, host.id, 30, 100) == []
 
 
 def _drain(conn: Connection, host: Host) -> None:
@@ -299,29 +302,29 @@ def test_what_is_not_for_this_host_is_not_claimed(
     _pool(conn, 1)
     host = _host(conn, "mx1")
     obstacle(conn, host)
-    assert addresses.claim(conn, host.id, 30, 1) == []
+    assert leases.claim(conn, host.id, 30, 1) == []
 
 
 def test_an_address_goes_to_its_preferred_host_while_that_lives(conn: Connection) -> None:
     pool = _pool(conn)
     preferred, other = _host(conn, "mx1"), _host(conn, "mx2")
     addresses.add(conn, "198.51.100.1", pool.id, "static", "mx1.example.com", preferred_host=preferred.id)
-    assert addresses.claim(conn, other.id, 30, 1) == []
+    assert leases.claim(conn, other.id, 30, 1) == []
     conn.execute("UPDATE hosts SET heartbeat_at = now() - interval '31 s' WHERE name = 'mx1'")
-    assert len(addresses.claim(conn, other.id, 30, 1)) == 1
+    assert len(leases.claim(conn, other.id, 30, 1)) == 1
     _host(conn, "mx1")
-    assert addresses.claim(conn, preferred.id, 30, 1) == [], "a live lease is not taken back"
+    assert leases.claim(conn, preferred.id, 30, 1) == [], "a live lease is not taken back"
 
 
 def test_a_holder_that_cannot_use_an_address_loses_it_after_the_length_of_a_lease(conn: Connection) -> None:
     _pool(conn, 1)
     first, second = _host(conn, "mx1"), _host(conn, "mx2")
-    [address] = addresses.claim(conn, first.id, 30, 1)
-    addresses.set_state(conn, address.ip, 1, "error", "not here")
-    assert addresses.claim(conn, second.id, 30, 1) == []
+    [address] = leases.claim(conn, first.id, 30, 1)
+    leases.set_state(conn, address.ip, 1, "error", "not here")
+    assert leases.claim(conn, second.id, 30, 1) == []
     conn.execute("UPDATE addresses SET updated_at = now() - interval '31 s'")
-    assert addresses.claim(conn, first.id, 30, 1) == [], "its own it has already"
-    [taken] = addresses.claim(conn, second.id, 30, 1)
+    assert leases.claim(conn, first.id, 30, 1) == [], "its own it has already"
+    [taken] = leases.claim(conn, second.id, 30, 1)
     assert (taken.lease_host, taken.lease_epoch, taken.last_error) == (second.id, 2, "")
 
 
@@ -330,18 +333,18 @@ def test_a_holder_that_cannot_use_an_address_loses_it_after_the_length_of_a_leas
 
 def test_only_what_is_published_under_the_running_lease_is_held(conn: Connection) -> None:
     pool = _pool(conn, 4)
-    host, other = _host(conn, "mx1"), _host(conn, "mx2")
-    ready, claimed = addresses.claim(conn, host.id, 30, 2)
-    [draining], [disabled] = addresses.claim(conn, host.id, 30, 1), addresses.claim(conn, host.id, 30, 1)
-    assert addresses.held_by(conn, host.id) == []
+    host = _host(conn, "mx1")
+    ready, claimed, draining, disabled = leases.claim(conn, host.id, 30, 4)
+    other = _host(conn, "mx2")
+    assert leases.held_by(conn, host.id) == []
     for address in (ready, draining, disabled):
-        addresses.set_state(conn, address.ip, 1, "ready")
-    addresses.set_state(conn, draining.ip, 1, "draining")
+        leases.set_state(conn, address.ip, 1, "ready")
+    leases.set_state(conn, draining.ip, 1, "draining")
     addresses.disable(conn, disabled.ip)
-    [held] = addresses.held_by(conn, host.id)
+    [held] = leases.held_by(conn, host.id)
     assert (held.ip, held.epoch, held.ptr_name, held.pool_id) == (ready.ip, 1, ready.ptr_name, pool.id)
     assert 25 < held.seconds_left <= 30
-    assert addresses.held_by(conn, other.id) == []
+    assert leases.held_by(conn, other.id) == []
     assert claimed.state == "claimed"
 
 
@@ -350,7 +353,7 @@ def test_the_last_seconds_of_a_lease_are_not_used(conn: Connection) -> None:
     host = _host(conn, "mx1")
     _ready(conn, host)
     conn.execute("UPDATE addresses SET lease_until = clock_timestamp() + interval '4.9 s'")
-    assert addresses.held_by(conn, host.id) == []
+    assert leases.held_by(conn, host.id) == []
 
 
 # The choice
@@ -363,7 +366,7 @@ def test_in_pools_tells_which_are_ready_and_leaves_out_the_disabled(conn: Connec
     addresses.disable(conn, second.ip)
     _expire(conn, "198.51.100.101")
     assert first.ip == "198.51.100.1"
-    assert addresses.in_pools(conn, [shared.id, dedicated.id, empty.id]) == {
+    assert sources.in_pools(conn, [shared.id, dedicated.id, empty.id]) == {
         shared.id: [Candidate("198.51.100.1", True), Candidate("198.51.100.3", True)],
         dedicated.id: [Candidate("198.51.100.101", False)],
         empty.id: [],
@@ -375,8 +378,8 @@ ALL = [Candidate(f"198.51.100.{number}", True) for number in range(1, 5)]
 
 
 def test_the_choice_is_the_same_whatever_the_order_and_spreads(conn: Connection) -> None:
-    chosen = {key: addresses.choose(ALL, key) for key in KEYS}
-    assert chosen == {key: addresses.choose(ALL[::-1], key) for key in KEYS}
+    chosen = {key: sources.choose(ALL, key) for key in KEYS}
+    assert chosen == {key: sources.choose(ALL[::-1], key) for key in KEYS}
     assert min(Counter(chosen.values()).values()) > 60
     assert set(chosen.values()) == {candidate.ip for candidate in ALL}
 
@@ -384,22 +387,22 @@ def test_the_choice_is_the_same_whatever_the_order_and_spreads(conn: Connection)
 def test_when_an_address_goes_only_its_own_keys_move() -> None:
     gone, left = ALL[0], ALL[1:]
     for key in KEYS:
-        before = addresses.choose(ALL, key)
-        after = addresses.choose(left, key)
+        before = sources.choose(ALL, key)
+        after = sources.choose(left, key)
         assert after == before if before != gone.ip else after in {candidate.ip for candidate in left}
 
 
 def test_ready_addresses_go_first_then_any_then_none() -> None:
     some = [Candidate("198.51.100.1", False), Candidate("198.51.100.2", True), Candidate("198.51.100.3", False)]
-    assert {addresses.choose(some, key) for key in KEYS} == {"198.51.100.2"}
+    assert {sources.choose(some, key) for key in KEYS} == {"198.51.100.2"}
     none_ready = [Candidate(candidate.ip, False) for candidate in some]
-    assert {addresses.choose(none_ready, key) for key in KEYS} == {candidate.ip for candidate in some}
-    assert addresses.choose([], b"key") is None
+    assert {sources.choose(none_ready, key) for key in KEYS} == {candidate.ip for candidate in some}
+    assert sources.choose([], b"key") is None
 
 
 def test_the_choice_is_the_one_it_was_in_earlier_versions() -> None:
     """Another hash would move every sender to another address, and its reputation with it."""
-    assert [addresses.choose(ALL, key) for key in (b"a", b"b", b"c", b"d", b"e")] == [
+    assert [sources.choose(ALL, key) for key in (b"a", b"b", b"c", b"d", b"e")] == [
         "198.51.100.1",
         "198.51.100.2",
         "198.51.100.1",
@@ -451,12 +454,12 @@ def test_orphans_are_those_without_an_enabled_address_of_their_pool(conn: Connec
     good, none, disabled, unknown, foreign = _mail(
         conn, pool, "198.51.100.1", None, "198.51.100.2", "198.51.100.77", "198.51.100.101"
     )
-    found = addresses.orphaned(conn, 100)
+    found = sources.orphaned(conn, 100)
     assert {orphan.delivery_id for orphan in found} == {none, disabled, unknown, foreign}
     assert good not in {orphan.delivery_id for orphan in found}
     assert {(orphan.pool_id, orphan.domain) for orphan in found} == {(pool.id, "example.net")}
     assert {orphan.source for orphan in found} == {None, "198.51.100.2", "198.51.100.77", "198.51.100.101"}
-    assert len(addresses.orphaned(conn, 3)) == 3
+    assert len(sources.orphaned(conn, 3)) == 3
 
 
 def test_finished_and_claimed_mail_is_no_orphan_until_the_claim_is_over(conn: Connection) -> None:
@@ -467,20 +470,20 @@ def test_finished_and_claimed_mail_is_no_orphan_until_the_claim_is_over(conn: Co
         "UPDATE deliveries SET claimed_by = %s, next_attempt_at = now() + interval '1 minute' WHERE id = %s",
         [ids.new(), claimed],
     )
-    assert addresses.orphaned(conn, 100) == []
-    assert addresses.move(conn, [(claimed, "198.51.100.1")]) == []
+    assert sources.orphaned(conn, 100) == []
+    assert sources.move(conn, [(claimed, "198.51.100.1")]) == []
     conn.execute("UPDATE deliveries SET next_attempt_at = clock_timestamp() WHERE id = %s", [claimed])
-    assert [orphan.delivery_id for orphan in addresses.orphaned(conn, 100)] == [claimed]
+    assert [orphan.delivery_id for orphan in sources.orphaned(conn, 100)] == [claimed]
 
 
 def test_mail_without_address_waits_quietly_while_its_pool_has_none(conn: Connection) -> None:
     pool = _pool(conn)
     [none, lost] = _mail(conn, pool, None, "198.51.100.77")
-    assert [orphan.delivery_id for orphan in addresses.orphaned(conn, 100)] == [lost]
-    assert [moved.source for moved in addresses.move(conn, [(lost, None)])] == [None]
-    assert addresses.orphaned(conn, 100) == []
+    assert [orphan.delivery_id for orphan in sources.orphaned(conn, 100)] == [lost]
+    assert [moved.source for moved in sources.move(conn, [(lost, None)])] == [None]
+    assert sources.orphaned(conn, 100) == []
     addresses.add(conn, "198.51.100.1", pool.id, "static", "mx1.example.com")
-    assert {orphan.delivery_id for orphan in addresses.orphaned(conn, 100)} == {none, lost}
+    assert {orphan.delivery_id for orphan in sources.orphaned(conn, 100)} == {none, lost}
 
 
 def test_an_orphan_is_found_behind_a_long_queue_of_others(conn: Connection) -> None:
@@ -489,14 +492,14 @@ def test_an_orphan_is_found_behind_a_long_queue_of_others(conn: Connection) -> N
     _mail(conn, pool, *["198.51.100.1"] * 50)
     conn.execute("UPDATE deliveries SET next_attempt_at = now() + interval '1 hour'")
     [foreign] = _mail(conn, other, "198.51.100.1")
-    assert [orphan.delivery_id for orphan in addresses.orphaned(conn, 5)] == [foreign]
+    assert [orphan.delivery_id for orphan in sources.orphaned(conn, 5)] == [foreign]
 
 
 def test_moved_mail_has_its_new_source_and_an_entry_in_the_timeline(conn: Connection) -> None:
     pool = _pool(conn, 2)
     [delivery] = _mail(conn, pool, "198.51.100.77")
     due = conn.execute("SELECT next_attempt_at FROM deliveries WHERE id = %s", [delivery]).fetchone()
-    [moved] = addresses.move(conn, [(delivery, "198.51.100.2")])
+    [moved] = sources.move(conn, [(delivery, "198.51.100.2")])
     assert (moved.delivery_id, moved.source) == (delivery, "198.51.100.2")
     rows = conn.execute("SELECT host(source), next_attempt_at FROM deliveries WHERE id = %s", [delivery]).fetchall()
     assert due is not None and rows == [("198.51.100.2", due[0])]
@@ -504,28 +507,28 @@ def test_moved_mail_has_its_new_source_and_an_entry_in_the_timeline(conn: Connec
         "SELECT delivery_id, kind, host(source) FROM timeline WHERE message_id = %s", [moved.message_id]
     )
     assert entry.fetchall() == [(delivery, "moved", "198.51.100.2")]
-    assert addresses.move(conn, [(delivery, "198.51.100.2")]) == [], "it is there already"
-    assert addresses.move(conn, []) == []
+    assert sources.move(conn, [(delivery, "198.51.100.2")]) == [], "it is there already"
+    assert sources.move(conn, []) == []
 
 
 def test_mail_never_moves_out_of_its_pool(conn: Connection) -> None:
     pool = _pool(conn, 1)
     _pool(conn, 1, "dedicated")
     [delivery] = _mail(conn, pool, "198.51.100.77")
-    assert addresses.move(conn, [(delivery, "198.51.100.101")]) == []
-    assert [orphan.source for orphan in addresses.orphaned(conn, 9)] == ["198.51.100.77"]
+    assert sources.move(conn, [(delivery, "198.51.100.101")]) == []
+    assert [orphan.source for orphan in sources.orphaned(conn, 9)] == ["198.51.100.77"]
 
 
 def test_in_use_is_what_somebody_sends_from(conn: Connection) -> None:
     pool = _pool(conn, 2)
     first, second = _mail(conn, pool, "198.51.100.1", "198.51.100.2")
     both = ["198.51.100.1", "198.51.100.2"]
-    assert addresses.in_use(conn, both) == set()
+    assert leases.in_use(conn, both) == set()
     conn.execute(
         "UPDATE deliveries SET claimed_by = %s, next_attempt_at = now() + interval '1 minute' WHERE id = %s",
         [ids.new(), second],
     )
-    assert addresses.in_use(conn, both) == {"198.51.100.2"}
+    assert leases.in_use(conn, both) == {"198.51.100.2"}
     assert first != second
 
 

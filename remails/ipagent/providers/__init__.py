@@ -6,11 +6,11 @@ from remails.config import Settings
 from remails.errors import ConfigError
 from remails.ipagent.providers.hetzner import Hetzner
 from remails.ipagent.providers.openstack import OpenStack
-from remails.ipagent.providers.protocol import Provider, ProviderError
+from remails.ipagent.providers.protocol import Provider, ProviderError, Seen
 from remails.ipagent.providers.static import Static
 from remails.ipagent.providers.upcloud import UpCloud
 
-__all__ = ["Provider", "ProviderError", "make"]
+__all__ = ["Provider", "ProviderError", "Seen", "make"]
 
 _KNOWN: dict[str, Callable[[Settings], Provider]] = {
     Hetzner.name: Hetzner,

@@ -3,7 +3,7 @@
 `Client` has no method that deletes. Each request has a deadline for all of it; an answer that is late, damaged or too long
 means that nobody knows whether the request was done. A token bucket keeps a host within its share of the provider's rate
 limit, and its last tokens are for writes: an address that has to move goes before a look at how things are. After 429
-nothing is asked until the time the provider named; after 401 or 403 no write is tried for a minute.
+nothing is asked until the time the provider named; after 401 nothing for a minute.
 """
 
 import json
@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import requests
+import urllib3
 
 from remails.config import IpAgent
 from remails.ipagent.providers.protocol import Kind, ProviderError
@@ -27,11 +28,10 @@ _MOST_LIMITED: Final = 600.0  # whatever Retry-After says
 
 _KINDS: Final[Mapping[int, Kind]] = {
     401: "denied",
-    403: "denied",
+    403: "forbidden",
     404: "not_found",
     408: "unavailable",
     409: "conflict",
-    423: "conflict",
     429: "unavailable",
 }
 
@@ -76,15 +76,25 @@ class Client:
         name: of the provider, for texts.
         base: URL before each path.
         headers: those of every request, such as `Authorization`.
+        kinds: what a status means to this provider, where that is not what it usually means.
     """
 
-    def __init__(self, name: str, base: str, headers: Mapping[str, str], settings: IpAgent, clock: Clock) -> None:
-        self.headers = dict(headers)
+    def __init__(
+        self,
+        name: str,
+        base: str,
+        headers: Mapping[str, str],
+        settings: IpAgent,
+        clock: Clock,
+        kinds: Mapping[int, Kind] | None = None,
+    ) -> None:
+        self.headers = {"Accept": "application/json", "Accept-Encoding": "identity", **headers}
+        self._kinds = {**_KINDS, **(kinds or {})}
         self._name, self._base, self._timeout, self._clock = name, base.rstrip("/"), settings.provider_timeout, clock
         self._bucket = Bucket(settings.requests_per_second, settings.requests_burst, clock)
         self._one_at_a_time = threading.Lock()
-        self._quiet_until = self._no_writes_until = clock.now()
-        self._why = ""
+        self._quiet_until = clock.now()
+        self._why: ProviderError | None = None
         self.session = requests.Session()
         # A proxy or a .netrc of the environment has no say in where our token goes.
         self.session.trust_env = False
@@ -105,15 +115,20 @@ class Client:
         """Change something in part. Raises ProviderError."""
         return self._ask("PATCH", path, body, write=True)
 
+    def authorize(self, headers: Mapping[str, str]) -> None:
+        """Ask with another token from now on."""
+        self.headers |= headers
+        if self._why is not None and self._why.kind == "denied":
+            self._quiet_until = self._clock.now()
+
     def wait(self, seconds: float) -> None:
         """Wait for something that takes the provider a while."""
         self._clock.sleep(seconds)
 
     def _ask(self, method: str, path: str, body: object, *, write: bool) -> Any:
         with self._one_at_a_time:
-            now = self._clock.now()
-            if now < (max(self._quiet_until, self._no_writes_until) if write else self._quiet_until):
-                raise ProviderError(self._why, "denied" if now >= self._quiet_until else "unavailable")
+            if self._clock.now() < self._quiet_until and self._why is not None:
+                raise self._why
             if not self._bucket.take(write=write):
                 raise ProviderError(f"{self._name}: too many requests of ours, this one waits", "unavailable")
             status, headers, text = self._send(method, path, body)
@@ -128,7 +143,7 @@ class Client:
                 method,
                 self._base + path,
                 json=body,
-                headers={**self.headers, "Accept": "application/json"},
+                headers=self.headers,
                 timeout=self._timeout / 2,
                 allow_redirects=False,
                 stream=True,
@@ -140,10 +155,15 @@ class Client:
 
     def _body(self, response: requests.Response, deadline: float) -> bytes:
         text = b""
-        for chunk in response.iter_content(65536):
-            text += chunk
-            if len(text) > _MOST_BYTES or self._clock.now() > deadline:
-                raise requests.exceptions.ReadTimeout
+        try:
+            while chunk := response.raw.read1(65536):  # whatever has come, so that a slow answer is not waited for
+                text += chunk
+                if len(text) > _MOST_BYTES or self._clock.now() > deadline:
+                    raise requests.exceptions.ReadTimeout
+        except urllib3.exceptions.HTTPError as error:
+            raise requests.exceptions.ConnectionError from error
+        if len(text) < int(response.headers.get("Content-Length") or 0):
+            raise requests.exceptions.ConnectionError
         return text
 
     def _decoded(self, text: bytes) -> Any:
@@ -153,13 +173,11 @@ class Client:
             raise ProviderError(f"{self._name} answered with something that is not JSON", "unavailable") from None
 
     def _refusal(self, method: str, path: str, status: int, headers: Mapping[str, str], text: bytes) -> ProviderError:
-        kind = _KINDS.get(status, "unavailable" if status >= 500 else "refused")
+        kind = self._kinds.get(status, "unavailable" if status >= 500 else "refused")
         error = ProviderError(f"{self._name} answers {method} {path} with {status}{_reason(text)}", kind)
-        now = self._clock.now()
-        if status == 429:
-            self._quiet_until, self._why = now + _retry_after(headers.get("Retry-After", "")), str(error)
-        elif kind == "denied":
-            self._no_writes_until, self._why = now + _AFTER_DENIED, str(error)
+        quiet = {401: _AFTER_DENIED, 429: _retry_after(headers.get("Retry-After", ""))}.get(status, 0.0)
+        if quiet:
+            self._quiet_until, self._why = self._clock.now() + quiet, error
         return error
 
 
@@ -171,6 +189,14 @@ def field(body: Any, *path: str | int) -> Any:
         except (KeyError, IndexError, TypeError):
             raise ProviderError(f"the answer has no {'.'.join(map(str, path))}", "unavailable") from None
     return body
+
+
+def rows(body: Any, *path: str | int) -> list[dict[str, Any]]:
+    """The objects in the list at a path of decoded JSON. Raises ProviderError (`unavailable`)."""
+    found = field(body, *path)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ProviderError(f"the answer has no list in {'.'.join(map(str, path))}", "unavailable")
+    return found
 
 
 def _cause(error: requests.RequestException) -> str:
@@ -192,7 +218,7 @@ def _reason(text: bytes) -> str:
         return ""
     if not isinstance(body, dict):
         return ""
-    error = body.get("error") or body.get("NeutronError") or body
+    error = next((one for one in (body.get("error"), body.get("NeutronError")) if isinstance(one, dict)), body)
     words = [error.get(key) for key in ("error_code", "code", "title", "error_message", "message")]
     said = ": ".join(str(word)[:200] for word in words if word)
     return f" ({said})" if said else ""

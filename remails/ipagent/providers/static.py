@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from remails.config import Settings
 from remails.ipagent import interface
-from remails.ipagent.providers.protocol import ProviderError
+from remails.ipagent.providers.protocol import ProviderError, Seen
 from remails.store.addresses import Address
 
 
@@ -21,23 +21,25 @@ class Static:
     configures_interface: ClassVar[bool] = False
 
     def __init__(self, settings: Settings) -> None:
-        self._server_ref = settings.ipagent.server_ref
+        self._server = settings.ipagent.server_ref
 
-    def owners(self, addresses: Sequence[Address]) -> dict[str, str | None]:
+    def look(self, addresses: Sequence[Address]) -> dict[str, Seen]:
         """This host, for each address that is on it."""
-        return {address.ip: self._owner(address) for address in addresses}
+        return {address.ip: Seen(None if _trouble(address) else self._server) for address in addresses}
 
-    def _owner(self, address: Address) -> str | None:
-        try:
-            interface.check(address.source)
-        except OSError:
-            return None
-        return self._server_ref
+    def attach(self, address: Address) -> Seen:
+        """There is nothing to do; raises ProviderError with the reason when the address is not here."""
+        if trouble := _trouble(address):
+            raise ProviderError(trouble)
+        return Seen(self._server)
 
-    def attach(self, address: Address) -> str:
-        """Raise ProviderError with the reason when the address is not here; there is nothing else to do."""
-        try:
-            interface.check(address.source)
-        except OSError as error:
-            raise ProviderError(f"cannot bind {address.source} on this host: {error.strerror}") from None
-        return self._server_ref
+    def set_name(self, address: Address) -> None:
+        """Nobody to tell."""
+
+
+def _trouble(address: Address) -> str:
+    try:
+        interface.check(address.source)
+    except OSError as error:
+        return f"cannot bind {address.source} on this host: {error.strerror}"
+    return ""
