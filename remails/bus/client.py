@@ -178,8 +178,14 @@ class Subscriber:
             self._last.popitem(last=False)
 
 
+def speak_ipv6(socket: "zmq.Socket[Any]", url: str) -> None:
+    """Let a socket take an IPv6 address, such as `tcp://[2001:db8::5]:5561`; ZeroMQ takes none by default."""
+    socket.set(zmq.IPV6, "[" in url)
+
+
 def connect(socket: "zmq.Socket[Any]", url: str, name: str) -> None:
     """Connect one socket; raises ConfigError naming the setting."""
+    speak_ipv6(socket, url)
     try:
         socket.connect(url)
     except zmq.ZMQError as error:

@@ -80,6 +80,7 @@ class Broker:
             raise ConfigError("credential bus_server_key: expected a CURVE secret key, 40 characters of Z85") from None
         socket.curve_server = True
         client.tune(socket)
+        client.speak_ipv6(socket, url)
         try:
             socket.bind(url)
         except zmq.ZMQError as error:

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import zmq
+from msgspec import structs
 
 from remails.bus import events
 from remails.bus.client import Publisher, Subscriber
@@ -94,6 +95,24 @@ def test_a_note_reaches_who_holds_the_address_and_nobody_else(credentials: Path)
             publisher.publish(Ready("198.51.100.70", [uuid4()]))
             publisher.publish(Ready("198.51.100.7", ids))
             assert await heard(subscriber, 1) == [Ready("198.51.100.7", ids)]
+            publisher.close()
+            subscriber.close()
+
+    asyncio.run(main())
+
+
+def test_a_bus_that_has_only_an_ipv6_address(credentials: Path) -> None:
+    there = settings(credentials).endpoints[0]
+    there = BusEndpoint(
+        publish=there.publish.replace("127.0.0.1", "[::1]"), subscribe=there.subscribe.replace("127.0.0.1", "[::1]")
+    )
+    bus = structs.replace(settings(credentials), endpoints=(there,))
+
+    async def main() -> None:
+        with broker(bus, credentials) as running:
+            await running.check()
+            publisher, subscriber = Publisher(bus, key(credentials)), Subscriber(bus, key(credentials), ["ready/"])
+            await connected(publisher, subscriber, Ready("2001:db8::7", []))
             publisher.close()
             subscriber.close()
 
