@@ -53,7 +53,7 @@ def main(settings: Settings) -> None:
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Hold addresses until `stop`. Raises ConfigError."""
     mine = settings.ipagent
-    provider = providers.make(settings)
+    provider = await asyncio.to_thread(providers.make, settings)  # which may read the interface, with a loop of its own
     if mine.lease <= 2 * mine.interval:
         raise ConfigError("ipagent.lease: must be more than twice ipagent.interval, or a late turn loses the addresses")
     if provider.is_remote and mine.lease < 2 * mine.provider_timeout + mine.interval:

@@ -1,5 +1,6 @@
 """The settings of every example host, as the role writes them, loaded as a service loads them: so the two cannot drift."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,25 @@ def test_settings_of_one_host_and_every_kind_of_value(
     assert (settings.outbound.keep_connection, settings.outbound.allow_private_destinations) == (0.5, True)
     assert settings.dns.nameservers == ("192.0.2.53",)
     assert settings.inbound.certificates == (config.Certificate(certificate="/a", key="/b"),)
+
+
+@pytest.mark.parametrize(
+    ("provider", "facts", "reference"),
+    [
+        ("upcloud", {"product_uuid": "00C1A3E5-0000-4000-8000-000000000001"}, "00c1a3e5-0000-4000-8000-000000000001"),
+        ("hetzner", {"product_serial": "4711"}, "4711"),
+        ("static", {"product_uuid": "00c1a3e5"}, ""),
+    ],
+)
+def test_hardware_says_which_server_it_is(
+    ansible: Ansible,
+    playbook: Path,
+    secrets: Path,
+    tmp_path: Path,
+    provider: str,
+    facts: dict[str, str],
+    reference: str,
+) -> None:
+    said = json.dumps({"ansible_facts": facts, "remails_settings": {"ipagent": {"provider": provider}}})
+    settings = rendered(ansible, playbook, secrets, tmp_path, "single", "--extra-vars", said)["relay"]
+    assert settings.ipagent.server_ref == reference
