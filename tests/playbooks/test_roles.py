@@ -1,0 +1,104 @@
+"""What single roles do, where one can see it without a host: the rules of the firewall, and a database of somebody else."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from play import PROJECT, Ansible
+
+RENDER = f"""
+- name: Render
+  hosts: all
+  gather_facts: false
+  roles:
+    - {{role: firewall, tags: [never]}}  # only its variables
+  tasks:
+    - name: Rules
+      ansible.builtin.template:
+        src: {PROJECT}/roles/firewall/templates/nftables.conf.j2
+        dest: "{{{{ folder }}}}/{{{{ inventory_hostname }}}}.nft"
+        mode: "0600"
+"""
+LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+
+
+def inventory(path: Path, hosts: dict[str, dict[str, Any]], groups: dict[str, list[str]]) -> Path:
+    """An inventory of hosts that are this machine."""
+    children = {group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()}
+    known = {name: LOCAL | variables for name, variables in hosts.items()}
+    path.write_text(json.dumps({"all": {"hosts": known, "children": children}}), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def rules(ansible: Ansible, tmp_path: Path) -> dict[str, str]:
+    """The rules of two hosts that have IPv4 and IPv6."""
+    hosts = {
+        "app": {"ansible_host": "192.0.2.11", "remails_more_addresses": ["2001:db8::11"]},
+        "out": {"ansible_host": "192.0.2.21", "remails_address": "2001:db8::21"},
+    }
+    every = {"firewall_control": ["198.51.100.1", "2001:db8:1::/64"], "api_listen": "[::]:8000"}
+    groups = {
+        **{word: ["app"] for word in ("api", "inbound", "bus", "periodic", "database")},
+        **{word: ["out"] for word in ("outbound", "ipagent")},
+    }
+    there = inventory(tmp_path / "hosts.yml", {name: every | own for name, own in hosts.items()}, groups)
+    playbook = tmp_path / "render.yml"
+    playbook.write_text(RENDER, encoding="utf-8")
+    done = ansible("ansible-playbook", "--inventory", there, playbook, "--extra-vars", f"folder={tmp_path}")
+    assert done.returncode == 0, done.stdout
+    return {name: (tmp_path / f"{name}.nft").read_text(encoding="utf-8") for name in hosts}
+
+
+def test_firewall_lets_in_who_is_in_the_process_table(rules: dict[str, str]) -> None:
+    """By IPv4 and by IPv6, each from the addresses it has."""
+    for line in (
+        'ip saddr { 198.51.100.1 } tcp dport { 22 } accept comment "control to all"',
+        'ip6 saddr { 2001:db8:1::/64 } tcp dport { 22 } accept comment "control to all"',
+        'ip saddr { 0.0.0.0/0 } tcp dport { 465, 587, 2525 } accept comment "clients to inbound"',
+        'ip6 saddr { ::/0 } tcp dport { 8000 } accept comment "clients to api"',
+        'ip6 saddr { 2001:db8::21 } tcp dport { 5561, 5562 } accept comment "outbound to bus"',
+        'ip saddr { 192.0.2.11 } tcp dport { 5432 } accept comment "api to database"',
+        'ip6 saddr { 2001:db8::11 } tcp dport { 5432 } accept comment "api to database"',
+        'oif != lo tcp dport 25 reject with tcp reset comment "only outbound delivers"',
+    ):
+        assert f"    {line}\n" in rules["app"]
+    assert [line.split("comment")[1] for line in rules["out"].splitlines() if "dport {" in line] == [
+        ' "control to all"',
+        ' "control to all"',
+    ]
+    assert "dport 25" not in rules["out"]
+
+
+@pytest.mark.needs("nft")
+def test_nftables_takes_the_rules(rules: dict[str, str]) -> None:
+    for text in rules.values():
+        command = ["unshare", "--user", "--map-root-user", "--net", "nft", "--check", "--file", "-"]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def managed(ansible: Ansible, folder: Path, ports: list[int]) -> "subprocess.CompletedProcess[str]":
+    """Run the role postgresql for a database on these ports of the loopback interface."""
+    hosts = ",".join("127.0.0.1" for _ in ports)
+    dsn = f"host={hosts} port={','.join(map(str, ports))} dbname=remails target_session_attrs=read-write"
+    there = inventory(folder / "hosts.yml", {"app": {"remails_dsn": dsn, "postgresql_memory": 1}}, {"api": ["app"]})
+    playbook = folder / "database.yml"
+    playbook.write_text(
+        "- name: Database\n  hosts: all\n  gather_facts: false\n  roles: [postgresql]\n", encoding="utf-8"
+    )
+    return ansible("ansible-playbook", "--inventory", there, playbook, "--extra-vars", "postgresql_patience=1")
+
+
+def test_database_of_somebody_else_is_reached_by_one_of_its_hosts(ansible: Ansible, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as alive, socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))  # and does not listen
+        ports = [dead.getsockname()[1], alive.getsockname()[1]]
+        assert (done := managed(ansible, tmp_path, ports)).returncode == 0, done.stdout
+        failed = managed(ansible, tmp_path, ports[:1])
+    assert failed.returncode != 0
+    assert "app reaches no host of remails_dsn; let its firewall accept this host." in " ".join(failed.stdout.split())
