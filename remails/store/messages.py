@@ -4,6 +4,7 @@ A list never touches a body. What a message's status is, is not stored but follo
 public API: so there is no second place that could be wrong, and no second row to write for each delivery.
 """
 
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,9 @@ from remails.store.ids import (
     ProjectId,
     SmtpCredentialId,
 )
+
+_LARGE = 1024 * 1024
+_PIECE = 256 * 1024
 
 FINAL = ("delivered", "failed", "rejected")
 """Message statuses after which nothing more happens."""
@@ -74,7 +78,7 @@ class NewMessage:
 
 
 def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
-    """Store messages with their bodies and deliveries: three statements, however many there are."""
+    """Store messages with their bodies and deliveries: three statements, however many there are; large bodies take a fourth."""
     conn.execute(
         """
         INSERT INTO messages (id, organization_id, project_id, domain_id, smtp_credential_id, api_key_id, pool_id,
@@ -86,10 +90,14 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
         """,
         _columns((*_metadata(m), len(m.raw), m.eight_bit, m.smtputf8) for m in messages),
     )
-    conn.execute(
-        "INSERT INTO message_bodies (message_id, raw) SELECT * FROM unnest(%b::uuid[], %b::bytea[])",
-        _columns((m.id, m.raw) for m in messages),
-    )
+    small = [m for m in messages if len(m.raw) <= _LARGE]
+    if small:
+        conn.execute(
+            "INSERT INTO message_bodies (message_id, raw) SELECT * FROM unnest(%b::uuid[], %b::bytea[])",
+            _columns((m.id, m.raw) for m in small),
+        )
+    if len(small) < len(messages):
+        _copy_bodies(conn, [m for m in messages if len(m.raw) > _LARGE])
     conn.execute(
         """
         INSERT INTO deliveries (message_id, organization_id, recipient, domain, status, source, cause, held_for,
@@ -103,6 +111,20 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
         """,
         _columns((m.id, m.organization_id, *_delivery(d)) for m in messages for d in m.deliveries),
     )
+
+
+def _copy_bodies(conn: Connection, messages: Sequence[NewMessage]) -> None:
+    """Send large bodies piece by piece: as a statement's parameter one is held three times over, and the client library
+    keeps the room for it. The format is that of PostgreSQL's COPY, "Binary Format"."""
+    statement = "COPY message_bodies (message_id, raw) FROM STDIN (FORMAT BINARY)"
+    with conn.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(b"PGCOPY\n\xff\r\n\0" + bytes(8))
+        for m in messages:
+            copy.write(struct.pack("!hi16si", 2, 16, m.id.bytes, len(m.raw)))
+            view = memoryview(m.raw)
+            for start in range(0, len(view), _PIECE):
+                copy.write(view[start : start + _PIECE])
+        copy.write(struct.pack("!h", -1))
 
 
 _metadata = attrgetter(
