@@ -125,23 +125,27 @@ def groups(conn: Connection, key: Key, only: Only, *, limit: int = 1000) -> list
     with conn.cursor(row_factory=class_row(Group)) as cursor:
         return cursor.execute(
             f"""
-            WITH waiting AS MATERIALIZED ({_WAITING}),
-            counted AS (
+            WITH counted AS (
                 SELECT {_NAMES[key]} AS name, state, coalesce(why, '') COLLATE "C" AS why,
                     width_bucket(extract(epoch FROM now() - since)::float / 60, %(ages)s::float[]) AS age,
                     count(*) AS number, min(since) AS oldest,
                     min(next_attempt_at) FILTER (WHERE state IN ('retry', 'put_off')) AS next_attempt_at
-                FROM waiting GROUP BY 1, 2, 3, 4)
-            SELECT c.name, sum(number)::bigint AS total,
-                ARRAY(SELECT coalesce((SELECT sum(o.number) FROM counted o
-                    WHERE o.name IS NOT DISTINCT FROM c.name AND o.age = column_), 0)::bigint
-                    FROM generate_series(0, {len(AGES)}) AS column_) AS ages,
-                (SELECT jsonb_object_agg(state, n) FROM (SELECT o.state, sum(o.number)::bigint AS n FROM counted o
-                    WHERE o.name IS NOT DISTINCT FROM c.name GROUP BY 1) AS by_state) AS states,
-                min(oldest) AS oldest, min(next_attempt_at) AS next_attempt_at,
-                (SELECT o.why FROM counted o WHERE o.name IS NOT DISTINCT FROM c.name AND o.why <> ''
-                    GROUP BY 1 ORDER BY sum(o.number) DESC LIMIT 1) AS why
-            FROM counted c GROUP BY c.name ORDER BY total DESC, c.name LIMIT %(limit)s
+                FROM ({_WAITING}) AS waiting GROUP BY 1, 2, 3, 4),
+            summed AS (
+                SELECT name, sum(number)::bigint AS total, min(oldest) AS oldest, min(next_attempt_at) AS next_attempt_at,
+                    ARRAY[{", ".join(f"sum(number) FILTER (WHERE age = {age})" for age in range(len(AGES) + 1))}]::bigint[] AS ages
+                FROM counted GROUP BY name ORDER BY total DESC, name LIMIT %(limit)s),
+            by_state AS (
+                SELECT name, jsonb_object_agg(state, n) AS states
+                FROM (SELECT name, state, sum(number)::bigint AS n FROM counted GROUP BY 1, 2) AS each GROUP BY 1),
+            by_why AS (
+                SELECT DISTINCT ON (name) name, why
+                FROM (SELECT name, why, sum(number) AS n FROM counted WHERE why <> '' GROUP BY 1, 2) AS each
+                ORDER BY name, n DESC, why)
+            SELECT s.name, s.total, array_replace(s.ages, NULL, 0) AS ages, b.states, s.oldest, s.next_attempt_at, w.why
+            FROM summed s JOIN by_state b ON coalesce(b.name, '') = coalesce(s.name, '')
+            LEFT JOIN by_why w ON coalesce(w.name, '') = coalesce(s.name, '')
+            ORDER BY s.total DESC, s.name
             """,  # noqa: S608  # our own text
             asdict(only) | {"ages": list(AGES), "limit": limit},
         ).fetchall()

@@ -39,38 +39,44 @@ def settle(conn: Connection, *, domain_id: DomainId | None = None) -> Settled:
     """Hold what may not go out now, let go what may again, end what was held for too long. Of all domains, or one."""
     given = {"domain_id": domain_id, "blocked": BLOCKED}
     with conn.cursor(row_factory=class_row(Settled)) as cursor:
+        # OFFSET 0: from what is blocked or held to its messages, one by one, and never through all messages.
         row = cursor.execute(
             f"""
             WITH wrong AS (
                 SELECT d.id, 'block' AS held_for, %(blocked)s AS cause
-                FROM organizations o JOIN deliveries d ON d.organization_id = o.id
-                WHERE o.block_status <> 'not_blocked' AND d.status IN ('accepted', 'reattempt') AND NOT ({_IN_HAND})
-                    AND %(domain_id)s::uuid IS NULL
+                FROM organizations o CROSS JOIN LATERAL (
+                    SELECT d.id FROM deliveries d
+                    WHERE d.organization_id = o.id AND d.status IN ('accepted', 'reattempt') OFFSET 0) d
+                WHERE o.block_status <> 'not_blocked' AND %(domain_id)s::uuid IS NULL
                 UNION ALL
                 SELECT d.id, 'domain', s.hold_reason
-                FROM domains s JOIN deliveries d ON d.organization_id = s.organization_id
-                    JOIN messages m ON m.id = d.message_id AND m.domain_id = s.id
-                WHERE s.hold_reason IS NOT NULL AND d.status IN ('accepted', 'reattempt') AND NOT ({_IN_HAND})
+                FROM domains s CROSS JOIN LATERAL (
+                    SELECT d.id, d.message_id FROM deliveries d
+                    WHERE d.organization_id = s.organization_id AND d.status IN ('accepted', 'reattempt') OFFSET 0) d
+                CROSS JOIN LATERAL (SELECT m.domain_id FROM messages m WHERE m.id = d.message_id OFFSET 0) m
+                WHERE s.hold_reason IS NOT NULL AND m.domain_id = s.id
                     AND (%(domain_id)s::uuid IS NULL OR s.id = %(domain_id)s)),
             held AS (
                 UPDATE deliveries d SET status = 'held', claim_epoch = d.claim_epoch + 1, claimed_by = NULL,
                     held_for = wrong.held_for, cause = wrong.cause
                 FROM wrong WHERE d.id = wrong.id AND d.status IN ('accepted', 'reattempt') AND NOT ({_IN_HAND})
                 RETURNING d.id, d.message_id, d.cause),
+            kept AS MATERIALIZED (
+                SELECT d.id, m.expires_at < now() AS is_late,
+                    o.block_status = 'not_blocked' AND s.id IS NULL AS is_mended
+                FROM (SELECT * FROM deliveries WHERE status = 'held' AND held_for IS DISTINCT FROM 'operator' OFFSET 0) d
+                CROSS JOIN LATERAL (SELECT * FROM messages m WHERE m.id = d.message_id OFFSET 0) m
+                JOIN organizations o ON o.id = d.organization_id
+                LEFT JOIN domains s ON s.id = m.domain_id AND s.hold_reason IS NOT NULL
+                WHERE %(domain_id)s::uuid IS NULL OR m.domain_id = %(domain_id)s),
             late AS (
                 UPDATE deliveries d SET status = 'failed', finished_at = clock_timestamp(),
                     cause = 'It was held until its time was over. ' || d.cause
-                FROM messages m
-                WHERE m.id = d.message_id AND d.status = 'held' AND d.held_for IS DISTINCT FROM 'operator'
-                    AND m.expires_at < now() AND (%(domain_id)s::uuid IS NULL OR m.domain_id = %(domain_id)s)
+                WHERE d.id IN (SELECT id FROM kept WHERE is_late) AND d.status = 'held'
                 RETURNING d.id, d.message_id, d.cause),
             released AS (
                 UPDATE deliveries d SET {_RELEASE}
-                FROM organizations o, messages m
-                WHERE o.id = d.organization_id AND o.block_status = 'not_blocked' AND m.id = d.message_id
-                    AND d.status = 'held' AND d.held_for IS DISTINCT FROM 'operator' AND m.expires_at >= now()
-                    AND (%(domain_id)s::uuid IS NULL OR m.domain_id = %(domain_id)s)
-                    AND NOT EXISTS (SELECT FROM domains s WHERE s.id = m.domain_id AND s.hold_reason IS NOT NULL)
+                WHERE d.id IN (SELECT id FROM kept WHERE is_mended AND NOT is_late) AND d.status = 'held'
                 RETURNING d.id, d.message_id),
             entry AS (
                 INSERT INTO timeline (message_id, delivery_id, kind, cause)
