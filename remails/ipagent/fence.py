@@ -143,10 +143,15 @@ class Fence:
         """Put an address back that somebody else took off, at once: a DHCP client, `netplan apply`."""
         with self._lock:
             for ip, configured in self._configured.items():
-                if configured == source and self._deadlines.get(ip, 0) > self._now() and self._interface is not None:
-                    self._interface.add(source, self._deadlines[ip] - self._now())
+                left = self._deadlines.get(ip, float("-inf")) - self._now()
+                if configured != source or left <= 0 or self._interface is None:
+                    continue
+                log.warning("address was taken off the interface by others, put back", address=ip)
+                try:
+                    self._interface.add(source, left)
                     self._interface.announce(source)
-                    log.warning("address was taken off the interface by others, put back", address=ip)
+                except OSError as error:  # it is off again, which will be noticed too; or the agent's next turn sees it
+                    log.error("address cannot be put back", address=ip, reason=error)
 
     def _prolong(self, source: str, seconds: float) -> None:
         try:
