@@ -1,4 +1,4 @@
-"""Commands about where mail leaves from: pools, outbound addresses and the hosts that send."""
+"""Commands about pools of outbound addresses, and about the hosts that send."""
 
 from typing import get_args
 
@@ -6,7 +6,6 @@ import click
 
 from remails.admin import named, output
 from remails.admin.operator import Act, connected
-from remails.errors import Refused
 from remails.store import addresses, sources
 from remails.store.addresses import HostState
 
@@ -20,8 +19,8 @@ def pool() -> None:
 @output.json_option
 @connected
 def pool_list(act: Act, as_json: bool) -> None:
-    """List all pools and how many of their addresses are ready."""
-    found = addresses.list_pools(act.conn)
+    """List all pools, how many of their addresses are ready, and to whom they are assigned."""
+    found, users = addresses.list_pools(act.conn), addresses.users_of_pools(act.conn)
     inside = sources.in_pools(act.conn, [one.id for one in found])
     rows = [
         {
@@ -30,10 +29,11 @@ def pool_list(act: Act, as_json: bool) -> None:
             "default": one.is_default,
             "addresses": len(inside[one.id]),
             "ready": sum(address.ready for address in inside[one.id]),
+            "used_by": users.get(one.id, []),
         }
         for one in found
     ]
-    output.show(rows, ("id", "name", "default", "addresses", "ready"), as_json=as_json)
+    output.show(rows, ("id", "name", "default", "addresses", "ready", "used_by"), as_json=as_json)
 
 
 @pool.command("create")
@@ -87,102 +87,6 @@ def pool_assign(act: Act, name: str, organization: str, project: str | None, dom
 
 
 @click.group
-def address() -> None:
-    """Outbound addresses."""
-
-
-@address.command("list")
-@output.json_option
-@connected
-def address_list(act: Act, as_json: bool) -> None:
-    """List all outbound addresses and who holds them."""
-    pools = {one.id: one.name for one in addresses.list_pools(act.conn)}
-    hosts = {one.id: one.name for one in addresses.list_hosts(act.conn)}
-    rows = [
-        {
-            "ip": one.ip,
-            "pool": pools[one.pool_id],
-            "enabled": one.is_enabled,
-            "state": one.state,
-            "host": hosts.get(one.lease_host) if one.lease_host else None,
-            "lease_until": one.lease_until,
-            "ptr_name": one.ptr_name,
-            "provider": one.provider,
-            "zone": one.zone,
-            "last_error": one.last_error,
-        }
-        for one in addresses.list_(act.conn)
-    ]
-    columns = (
-        *("ip", "pool", "enabled", "state", "host", "lease_until"),
-        *("ptr_name", "provider", "zone", "last_error"),
-    )
-    output.show(rows, columns, as_json=as_json)
-
-
-@address.command("add")
-@click.argument("ip")
-@click.option("--pool", "pool_name", required=True)
-@click.option("--ptr-name", required=True, help="Its reverse name, which is also what it says in EHLO.")
-@click.option("--provider", default="static", show_default=True)
-@click.option("--zone", default="")
-@click.option("--provider-ref", default="", help="The provider's id of the address.")
-@click.option("--bind-ip", help="What a socket is bound to, if not the address itself (NAT).")
-@click.option("--preferred-host", help="The host that holds it while it lives.")
-@connected
-def address_add(
-    act: Act,
-    ip: str,
-    pool_name: str,
-    ptr_name: str,
-    provider: str,
-    zone: str,
-    provider_ref: str,
-    bind_ip: str | None,
-    preferred_host: str | None,
-) -> None:
-    """Add an outbound address to a pool."""
-    try:
-        made = addresses.add(
-            act.conn,
-            ip,
-            named.pool(act.conn, pool_name).id,
-            provider,
-            ptr_name,
-            bind_ip=bind_ip,
-            zone=zone,
-            provider_ref=provider_ref,
-            preferred_host=named.host(act.conn, preferred_host).id if preferred_host else None,
-        )
-    except ValueError as error:
-        raise Refused(554, "5.3.0", f"This is not an IP address: {error}.", status=422, field="ip") from None
-    act.log(None, "created", "address", made.ip, {"pool": pool_name, "ptr_name": made.ptr_name})
-
-
-@address.command("enable")
-@click.argument("ip")
-@connected
-def address_enable(act: Act, ip: str) -> None:
-    """Let an address be used again."""
-    _switch(act, ip, on=True)
-
-
-@address.command("disable")
-@click.argument("ip")
-@connected
-def address_disable(act: Act, ip: str) -> None:
-    """Take an address out of use: no new mail, and its host gives it back. Waiting mail moves within its pool."""
-    _switch(act, ip, on=False)
-
-
-def _switch(act: Act, ip: str, *, on: bool) -> None:
-    if ip not in {one.ip for one in addresses.list_(act.conn)}:
-        raise Refused(550, "5.1.1", f"There is no outbound address {ip!r}.", status=404)
-    if addresses.enable(act.conn, ip) if on else addresses.disable(act.conn, ip):
-        act.log(None, "updated", "address", ip, {"is_enabled": on})
-
-
-@click.group
 def host() -> None:
     """Hosts that send."""
 
@@ -216,6 +120,26 @@ def host_list(act: Act, as_json: bool) -> None:
 @connected
 def host_set(act: Act, name: str, state: HostState) -> None:
     """Say what a host shall do: hold addresses, or give them all back (for a while, or for good)."""
+    _desire(act, name, state)
+
+
+@host.command("drain")
+@click.argument("name", metavar="HOST")
+@connected
+def host_drain(act: Act, name: str) -> None:
+    """Let a host give its addresses back, each as soon as nothing is sent from it; others take them."""
+    _desire(act, name, "drain")
+
+
+@host.command("undrain")
+@click.argument("name", metavar="HOST")
+@connected
+def host_undrain(act: Act, name: str) -> None:
+    """Let a host hold addresses again. What went elsewhere stays there: see `remails address rebalance`."""
+    _desire(act, name, "active")
+
+
+def _desire(act: Act, name: str, state: HostState) -> None:
     found = named.host(act.conn, name)
     addresses.desire(act.conn, found.id, state)
     act.log(None, "updated", "host", found.id, {"name": name, "state": state})

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from remails.db import Connection
 from remails.errors import Refused
-from remails.mail import address
+from remails.mail import address as mail_address
 from remails.store import addresses, credentials, domains, organizations, projects, users
 from remails.store.ids import OrganizationId, ProjectId
 
@@ -47,8 +47,8 @@ def project(conn: Connection, organization_id: OrganizationId, name: str) -> pro
 
 def domain(conn: Connection, organization_id: OrganizationId, name: str) -> domains.Domain:
     """One of the organization's, by name."""
-    with suppress(address.BadAddress):
-        if found := domains.by_name(conn, organization_id, address.normalise_domain(name)):
+    with suppress(mail_address.BadAddress):
+        if found := domains.by_name(conn, organization_id, mail_address.normalise_domain(name)):
             return found
     raise _nothing("domain", name)
 
@@ -84,6 +84,14 @@ def pool(conn: Connection, name: str) -> addresses.Pool:
         if found.name == name:
             return found
     raise _nothing("pool", name)
+
+
+def address(conn: Connection, ip: str) -> addresses.Address:
+    """An outbound address, in any spelling."""
+    found = addresses.get(conn, ip)
+    if found is None:
+        raise _nothing("outbound address", ip)
+    return found
 
 
 def host(conn: Connection, name: str) -> addresses.Host:

@@ -182,6 +182,25 @@ def assign_pool(
     return changed > 0
 
 
+def users_of_pools(conn: Connection) -> dict[PoolId, list[str]]:
+    """To which organizations, projects (`organization/project`) and sender domains each pool is assigned, by name."""
+    found: dict[PoolId, list[str]] = {}
+    rows = conn.execute(
+        """
+        SELECT pool_id, name FROM organizations WHERE pool_id IS NOT NULL
+        UNION ALL
+        SELECT p.pool_id, o.name || '/' || p.name FROM projects p JOIN organizations o ON o.id = p.organization_id
+        WHERE p.pool_id IS NOT NULL
+        UNION ALL
+        SELECT pool_id, name FROM domains WHERE pool_id IS NOT NULL
+        ORDER BY 2
+        """
+    )
+    for pool_id, name in rows:
+        found.setdefault(pool_id, []).append(name)
+    return found
+
+
 # Hosts
 
 
