@@ -18,7 +18,7 @@ from typing import Protocol
 from remails.config import Outbound
 from remails.errors import Unavailable
 from remails.logs import Log
-from remails.mail import backoff, bounce, retry
+from remails.mail import backoff, bounce, retry, sevenbit
 from remails.mail.bounce import Blame
 from remails.mail.reply import Phase, Reply
 from remails.mail.retry import Decision, Outcome
@@ -30,11 +30,12 @@ from remails.outbound.route import Router, Target
 from remails.outbound.security import Secured, Security
 from remails.outbound.transport import Envelope, Place
 from remails.store.ids import DomainId
-from remails.store.queue import Claim, Result
+from remails.store.queue import Begun, Claim, Result
 
 log = Log("remails.outbound")
 
 Load = Callable[[Claim], Awaitable[bytes | None]]
+Begin = Callable[[Begun], Awaitable[bool]]
 Record = Callable[[tuple[Claim, Result, Blame]], Awaitable[None]]
 Release = Callable[[Sequence[Claim], float, str | None], Awaitable[None]]
 
@@ -73,6 +74,7 @@ class _Message:
         self._claim, self._load, self._signer = claim, load, signer
         self._lock = asyncio.Lock()
         self._wire: bytes | Reply | None = None
+        self._seven_bit: list[bytes | None] = []
 
     async def wire(self) -> bytes | Reply:
         """What goes over the wire, or why there is nothing to send."""
@@ -80,6 +82,15 @@ class _Message:
             if self._wire is None:
                 self._wire = await self._signed()
             return self._wire
+
+    async def seven_bit(self) -> bytes | None:
+        """The same for a server that takes no octets above 127; None when it cannot be said so."""
+        async with self._lock:
+            if not self._seven_bit:
+                raw = await self._load(self._claim)
+                encoded = await asyncio.to_thread(sevenbit.encode, raw) if raw is not None else None
+                self._seven_bit.append(await self._signer.sign(self._claim.domain_id, encoded) if encoded else None)
+            return self._seven_bit[0]
 
     async def _signed(self) -> bytes | Reply:
         raw = await self._load(self._claim)
@@ -95,6 +106,7 @@ class Courier:
 
     Args:
         load: gives a claim's raw message, None when it is gone.
+        begin: notes durably that a message is about to be sent; false when the claim is no longer ours.
         record: stores one result durably (and how surely the address itself is to blame).
         release: gives claims back untried, due again after some seconds, perhaps with the reason.
     """
@@ -109,17 +121,13 @@ class Courier:
         destinations: Destinations,
         *,
         load: Load,
+        begin: Begin,
         record: Record,
         release: Release,
     ) -> None:
-        self._settings, self._holdings, self._router, self._guard, self._signer = (
-            settings,
-            holdings,
-            router,
-            guard,
-            signer,
-        )
-        self._destinations, self._load, self._record, self._release = destinations, load, record, release
+        self._settings, self._holdings, self._router = settings, holdings, router
+        self._guard, self._signer, self._destinations = guard, signer, destinations
+        self._load, self._begin, self._record, self._release = load, begin, record, release
         self._jitter = random.Random()  # noqa: S311  # spreads load, guards nothing
 
     async def deliver(self, claims: Sequence[Claim]) -> None:
@@ -183,7 +191,7 @@ class Courier:
         if isinstance(wire, Reply):
             return dict.fromkeys((claim.recipient for claim in claims), Try(wire))
         begun_at = time.monotonic()
-        tries = await self._walk(destination, claims, targets, rules, holding, wire)
+        tries = await self._walk(destination, claims, targets, rules, holding, message, wire)
         answers = [tried.answer for tried in tries.values()]
         decisive = next((answer for answer in answers if retry.decide(answer).throttles), answers[0])
         destination.heed(decisive, begun_at, throttles=retry.decide(decisive).throttles)
@@ -196,6 +204,7 @@ class Courier:
         targets: Sequence[Target],
         rules: Mapping[str, Security | Reply],
         holding: Holding,
+        message: _Message,
         wire: bytes,
     ) -> dict[str, Try]:
         """Try one server after another for the recipients that another one may do better for (RFC 5321 §5.1)."""
@@ -210,7 +219,7 @@ class Courier:
                 continue
             started = time.monotonic()
             place = Place(target, holding.bind_ip, holding.ehlo_name, security)
-            replies, session = await destination.send(place, self._envelope(claims[0], waiting, wire))
+            replies, session = await destination.send(place, self._envelope(claims, waiting, target, message, wire))
             took = round((time.monotonic() - started) * 1000)
             shared = Counter(map(id, replies.values()))
             for recipient, answer in replies.items():
@@ -221,8 +230,15 @@ class Courier:
                 break
         return tries
 
-    def _envelope(self, claim: Claim, recipients: Sequence[str], wire: bytes) -> Envelope:
-        return Envelope(claim.mail_from, recipients, wire, claim.eight_bit, claim.smtputf8)
+    def _envelope(
+        self, claims: Sequence[Claim], recipients: Sequence[str], target: Target, message: _Message, wire: bytes
+    ) -> Envelope:
+        async def begin(accepted: Sequence[str]) -> bool:
+            begun = (Begun(c.id, c.claim_epoch, target.host, target.ip) for c in claims if c.recipient in accepted)
+            return all(await asyncio.gather(*map(self._begin, begun)))
+
+        first = claims[0]
+        return Envelope(first.mail_from, recipients, wire, first.eight_bit, message.seven_bit, first.smtputf8, begin)
 
     async def _conclude_all(self, claims: Iterable[Claim], answer: Reply) -> None:
         await asyncio.gather(*(self._conclude(claim, Try(answer)) for claim in claims))

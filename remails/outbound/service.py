@@ -21,6 +21,7 @@ CONFIGURATION
 """
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ from remails.outbound.signing import Signing
 from remails.outbound.sts import Policies
 from remails.store import addresses, leases, queue, server, suppressions
 from remails.store.ids import HostId, MessageId
-from remails.store.queue import Claim, Result
+from remails.store.queue import Begun, Claim, Result
 from remails.vault import Vault
 
 log = Log("remails.outbound")
@@ -74,6 +75,7 @@ class Outbound:
         )
         security.trust(settings.outbound.ca_file)  # what cannot be used is said at the start
         self._destinations = Destinations(settings.outbound, self._room)
+        self._begun: Coalescer[Begun, bool] = Coalescer(self._begin)
         self._results: Coalescer[tuple[Claim, Result, Blame], None] = Coalescer(self._record)
         dns = resolver.asynchronous(settings.dns)
         self._policies = Policies(db, dns, settings.outbound)
@@ -85,6 +87,7 @@ class Outbound:
             Signing(db, vault),
             self._destinations,
             load=self._bodies,
+            begin=self._begun,
             record=self._results,
             release=self._release,
         )
@@ -247,12 +250,15 @@ class Outbound:
         except Exception:
             # A fault of ours: the lease runs out and the delivery comes due again.
             log.exception("delivery failed by a fault of ours", message=claims[0].message_id)
-        finally:
-            self._drop(claims)
+        self._drop(claims)  # not when cancelled at the end: then all of them are given back together
 
     async def _load(self, claims: Sequence[Claim]) -> list[bytes | None]:
         found = await self._db.call(queue.bodies, [claim.message_id for claim in claims])
         return [found.get(claim.message_id) for claim in claims]
+
+    async def _begin(self, batch: Sequence[Begun]) -> list[bool]:
+        ours = await self._db.call(queue.begin, batch)
+        return [begun.delivery_id in ours for begun in batch]
 
     async def _record(self, batch: Sequence[tuple[Claim, Result, Blame]]) -> list[None]:
         await self._db.call(_record, batch)
@@ -281,9 +287,13 @@ class Outbound:
         )
         _, late = await asyncio.wait(self._tasks, timeout=self._settings.outbound.drain_timeout)
         for task in late:
-            task.cancel()  # what the remote server has not answered by now comes due again after the lease
+            task.cancel()  # what was begun and not answered is tried again as ambiguous
         drained.set()
         await asyncio.gather(*late, renewing, return_exceptions=True)
+        if held := self._room.held:
+            log.warning("given back unfinished", deliveries=len(held))
+            with contextlib.suppress(Unavailable):
+                await self._db.call(queue.release, held)
 
 
 def _record(conn: Connection, batch: Sequence[tuple[Claim, Result, Blame]]) -> None:

@@ -16,7 +16,7 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import cast
@@ -25,6 +25,7 @@ import aiosmtplib
 from aiosmtplib.esmtp import parse_esmtp_extensions
 
 from remails.config import Outbound
+from remails.errors import Unavailable
 from remails.mail import dane, reply, retry
 from remails.mail.reply import Phase, Reply
 from remails.outbound.protocol import Protocol
@@ -44,7 +45,11 @@ class Envelope:
     wire: bytes
     """The signed message."""
     eight_bit: bool
+    seven_bit: Callable[[], Awaitable[bytes | None]]
+    """The same message in seven bits, signed anew, for a server without 8BITMIME; None when that cannot be."""
     smtputf8: bool
+    begin: Callable[[Sequence[str]], Awaitable[bool]]
+    """Notes durably that the message may be on its way to these; false when it is no longer ours to send."""
 
 
 class SourceMissing(Exception):
@@ -285,13 +290,15 @@ class Session:
     async def _transact(self, envelope: Envelope, recipients: Sequence[str], *, reset: bool) -> _Transaction:
         transaction = _Transaction()
         try:
-            mail = f"MAIL {self._mail(envelope)}"
+            wire = await self._fit(envelope)
+            mail = f"MAIL {self._mail(envelope, wire)}"
             if "pipelining" in self._extensions:
                 await self._pipelined(mail, recipients, transaction, reset=reset)
             else:
                 await self._step_by_step(mail, recipients, transaction, reset=reset)
             if transaction.accepted:
-                answer = await self._body(envelope.wire)
+                await self._begin(envelope, transaction.accepted)
+                answer = await self._body(wire)
                 transaction.replies.update(dict.fromkeys(transaction.accepted, answer))
         except Broken as broken:
             for recipient in recipients:
@@ -310,19 +317,27 @@ class Session:
             self._protocol.stale = True
             raise Gone
 
-    def _mail(self, envelope: Envelope) -> str:
+    async def _fit(self, envelope: Envelope) -> bytes:
+        """The message as this server can take it. Raises Broken."""
+        if not envelope.eight_bit or "8bitmime" in self._extensions:
+            return envelope.wire
+        with _outage():
+            seven_bit = await envelope.seven_bit()
+        if seven_bit is None:
+            raise Broken(Reply(Phase.MAIL, 554, "5.6.3", "the server does not take 8-bit content (8BITMIME)"))
+        return seven_bit
+
+    def _mail(self, envelope: Envelope, wire: bytes) -> str:
         """The argument of MAIL. Raises Broken when the server cannot take the message."""
         parameters = []
-        size = len(envelope.wire)
+        size = len(wire)
         if "size" in self._extensions:
             limit = self._extensions["size"].strip()
             if limit.isdigit() and 0 < int(limit[:20]) < size:  # RFC 1870 §6.1
                 text = f"the message of {size} bytes is larger than the server's limit of {limit[:20]}"
                 raise Broken(Reply(Phase.MAIL, 552, "5.3.4", text))
             parameters.append(f"SIZE={size}")
-        if envelope.eight_bit:
-            if "8bitmime" not in self._extensions:
-                raise Broken(Reply(Phase.MAIL, 554, "5.6.3", "the server does not take 8-bit content (8BITMIME)"))
+        if wire is envelope.wire and envelope.eight_bit:
             parameters.append("BODY=8BITMIME")  # RFC 6152 §3
         if envelope.smtputf8:
             if "smtputf8" not in self._extensions:
@@ -382,6 +397,21 @@ class Session:
     async def _next(self) -> tuple[int, str]:
         return await self._protocol.read_response(self._settings.command_timeout)
 
+    async def _begin(self, envelope: Envelope, recipients: Sequence[str]) -> None:
+        """Ask whether the message may be sent. Raises Broken: nothing was, and the server waits for it in vain."""
+        is_ours = False
+        try:
+            with _outage():
+                is_ours = await envelope.begin(recipients)
+            if not is_ours:
+                raise Broken(
+                    Reply(Phase.LOCAL, 451, "4.3.0", "another worker has taken the message over, nothing was sent")
+                )
+        finally:
+            if not is_ours:
+                self._protocol.stale = True
+                self.abort()
+
     async def _body(self, wire: bytes) -> Reply:
         """Send the message and its final dot. It is CRLF throughout, so only dots need care (RFC 5321 §4.5.2).
 
@@ -429,6 +459,15 @@ def _note(recipient: str, code: int, text: str, transaction: _Transaction) -> No
     transaction.replies[recipient] = reply.of(Phase.RCPT, code, text)
     if code == 421:  # RFC 5321 §3.8: the server is about to close the connection
         raise Broken(transaction.replies[recipient])
+
+
+@contextlib.contextmanager
+def _outage() -> Iterator[None]:
+    """Turn the absence of our own database into a reply, so that what was answered before is kept."""
+    try:
+        yield
+    except Unavailable as error:
+        raise Broken(Reply(Phase.LOCAL, 451, "4.3.0", f"nothing was sent: {error}")) from None
 
 
 @contextlib.contextmanager

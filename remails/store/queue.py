@@ -5,6 +5,9 @@ owner died simply comes due again, and a result is only recorded under the epoch
 cannot overwrite what a later one did. The one exception is "delivered", which is true whoever says it, and which fences off
 whoever has the claim by then.
 
+Just before a message's first octet is sent its delivery is marked as begun (`begin`), which is refused when the claim is no longer ours. A
+result takes the mark away. A claim that finds it knows that a worker died over it: the timeline then says "ambiguous".
+
 Claims take lists of addresses or messages and results go in by the list: no work per delivery that could be per batch.
 """
 
@@ -88,9 +91,25 @@ class Note:
     cause: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A claim whose message is about to be sent, and where to."""
+
+    delivery_id: DeliveryId
+    claim_epoch: int
+    mx_host: str
+    mx_ip: str
+
+
 _CLAIM = """
+, lost AS (
+    INSERT INTO timeline (message_id, delivery_id, kind, text, source, mx_host, mx_ip, cause)
+    SELECT message_id, id, 'ambiguous', 'the relay was interrupted', source, mx_host, mx_ip,
+        'The relay was interrupted while it sent the message: it may have arrived. It is tried again now.'
+    FROM due WHERE begun_at IS NOT NULL)
 UPDATE deliveries d SET claimed_by = %(host_id)s, claim_epoch = d.claim_epoch + 1,
-    next_attempt_at = clock_timestamp() + %(lease)s
+    next_attempt_at = clock_timestamp() + %(lease)s,
+    begun_at = NULL, attempts = d.attempts + (due.begun_at IS NOT NULL)::int
 FROM due, messages m, projects p
 WHERE d.id = due.id AND m.id = d.message_id AND p.id = m.project_id
 RETURNING d.id, d.message_id, d.organization_id, m.project_id, m.domain_id, d.recipient, d.domain,
@@ -133,13 +152,17 @@ _OPEN = """
     AND (%(is_open)s OR (d.domain || ' ' || host(d.source) || ' ' || d.organization_id) <> ALL(%(closed)s::text[]))
 """
 
+_COLUMNS = "d.id, d.message_id, d.source, d.mx_host, d.mx_ip, d.begun_at"
+
 _DUE = (
     """
 WITH due AS MATERIALIZED (
-    SELECT waiting.id
+    SELECT waiting.*
     FROM unnest(%(sources)s::inet[]) AS mine (ip)
     CROSS JOIN LATERAL (
-        SELECT d.id FROM deliveries d WHERE d.source = mine.ip AND """
+        SELECT """
+    + _COLUMNS
+    + """ FROM deliveries d WHERE d.source = mine.ip AND """
     + _OPEN
     + """
         ORDER BY d.next_attempt_at LIMIT %(limit)s
@@ -151,7 +174,9 @@ WITH due AS MATERIALIZED (
 _DUE_OF = (
     """
 WITH due AS MATERIALIZED (
-    SELECT d.id FROM deliveries d
+    SELECT """
+    + _COLUMNS
+    + """ FROM deliveries d
     WHERE d.message_id = ANY(%(message_ids)s) AND d.source = ANY(%(sources)s::inet[]) AND """
     + _OPEN
     + """
@@ -218,6 +243,24 @@ def bodies(conn: Connection, message_ids: Sequence[MessageId]) -> dict[MessageId
         return {MessageId(message_id): raw for message_id, raw in rows}
 
 
+def begin(conn: Connection, begun: Sequence[Begun]) -> set[DeliveryId]:
+    """Note that these may be on their way from now on; returns those that are still ours to send."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        rows = cursor.execute(
+            """
+            UPDATE deliveries d SET begun_at = clock_timestamp(), mx_host = b.mx_host, mx_ip = b.mx_ip
+            FROM unnest(%s::bigint[], %s::int[], %s::text[], %s::inet[]) AS b (id, claim_epoch, mx_host, mx_ip)
+            WHERE d.id = b.id AND d.claim_epoch = b.claim_epoch AND d.status IN ('accepted', 'reattempt')
+            RETURNING d.id
+            """,
+            [
+                list(column)
+                for column in zip(*map(astuple, sorted(begun, key=lambda one: one.delivery_id)), strict=True)
+            ],
+        )
+        return set(rows.fetchall())
+
+
 def record_many(conn: Connection, results: Sequence[Result]) -> set[DeliveryId]:
     """Record results and their timeline; returns the deliveries that were still ours to decide.
 
@@ -249,6 +292,7 @@ def record_many(conn: Connection, results: Sequence[Result]) -> set[DeliveryId]:
                 next_attempt_at = coalesce(r.next_attempt_at, d.next_attempt_at),
                 attempts = d.attempts + r.counts::int,
                 claimed_by = NULL,
+                begun_at = NULL,
                 claim_epoch = CASE WHEN d.claim_epoch = r.claim_epoch THEN d.claim_epoch ELSE d.claim_epoch + 1 END,
                 last_code = r.code, last_enhanced = r.enhanced, last_reply = r.text, cause = r.cause,
                 mx_host = r.mx_host, mx_ip = r.mx_ip::inet, tls = r.tls,

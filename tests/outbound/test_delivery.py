@@ -1,6 +1,7 @@
 """Delivery to real mail servers: what arrives, from where, and what is remembered of it."""
 
 import asyncio
+from email import message_from_bytes
 
 import pytest
 from workbench import Bench
@@ -346,6 +347,53 @@ def test_a_dialogue_under_way_is_finished_when_told_to_stop(bench: Bench) -> Non
     run(main())
 
 
+def test_what_a_server_does_not_answer_in_time_is_given_back_as_ambiguous(bench: Bench) -> None:
+    """The service may take half a second to stop. What was sent may have arrived, what was not is as it was."""
+
+    async def main() -> None:
+        bench.options |= {"drain_timeout": 0.5, "connections_per_destination": 1}
+        sent = asyncio.Event()
+        script = Script(delay={"dot": asyncio.Event()}, dot=lambda _: sent.set())
+        async with bench.dns(), bench.serve(script=script) as mx:
+            async with bench.work():
+                one = await bench.submit("a@example.net")
+                async with asyncio.timeout(10):
+                    await sent.wait()
+                other = await bench.submit("b@example.net")
+            assert len(await mx.wait(1)) == 1
+            mx.script = Script()
+            async with bench.work():  # long before a lease ends
+                for id_, kinds in ((one, ["ambiguous", "delivered"]), (other, ["delivered"])):
+                    await bench.deliveries(id_, lambda row: row.status == "delivered")
+                    assert [entry.kind for entry in await bench.timeline(id_)] == kinds
+
+    run(main())
+
+
+def test_a_worker_that_has_lost_its_claim_sends_nothing(bench: Bench) -> None:
+    """It was stopped for longer than its lease, say, and goes on in the middle of a dialogue."""
+
+    async def main() -> None:
+        def taken_over(_address: str) -> None:
+            bench.db.run(
+                lambda conn: conn.execute(
+                    "UPDATE deliveries SET claim_epoch = claim_epoch + 1, claimed_by = NULL, next_attempt_at = now() + interval '1 hour'"
+                )
+            )
+
+        async with bench.dns(), bench.serve(script=Script(rcpt=taken_over)) as mx, bench.work():
+            message_id = await bench.submit("a@example.net")
+            async with asyncio.timeout(10):
+                while not (timeline := await bench.timeline(message_id)):
+                    await asyncio.sleep(0.02)
+            assert "another worker has taken the message over" in timeline[0].text
+            assert mx.records == []
+            (row,) = (await bench.deliveries(message_id, lambda _: True)).values()
+            assert (row.status, row.attempts) == ("accepted", 0)
+
+    run(main())
+
+
 def test_a_lease_is_renewed_while_a_slow_server_thinks(bench: Bench) -> None:
     async def main() -> None:
         bench.options["lease"] = 0.6
@@ -359,22 +407,60 @@ def test_a_lease_is_renewed_while_a_slow_server_thinks(bench: Bench) -> None:
     run(main())
 
 
-def test_eight_bit_content_asks_for_8bitmime_and_is_not_sent_raw_without(bench: Bench) -> None:
+SEVEN_BIT = frozenset({"8BITMIME"})
+
+
+def test_eight_bit_content_goes_as_it_is_where_it_may(bench: Bench) -> None:
     """Case O27, RFC 6152 §3."""
     raw = "From: sender@acme.example\r\nSubject: x\r\n\r\nGrüße\r\n".encode()
 
     async def main() -> None:
-        async with bench.dns(), bench.work():
-            async with bench.serve() as mx:
-                await bench.submit("a@example.net", raw=raw)
-                (record,) = await mx.wait(1)
-                assert "BODY=8BITMIME" in record.options
-                assert mx.raw(record.id).endswith("Grüße\r\n".encode())
-            async with bench.serve(script=Script(without=frozenset({"8BITMIME"}))) as old:
+        async with bench.dns(), bench.work(), bench.serve() as mx:
+            await bench.submit("a@example.net", raw=raw)
+            (record,) = await mx.wait(1)
+            assert "BODY=8BITMIME" in record.options
+            assert mx.raw(record.id).endswith("Grüße\r\n".encode())
+
+    run(main())
+
+
+def test_eight_bit_content_is_written_anew_and_signed_for_a_server_without(bench: Bench) -> None:
+    """Case O27: in the same attempt, on a connection that other mail uses too; SIZE is that of what is sent."""
+    raw = "From: sender@acme.example\r\nSubject: x\r\n\r\nViele Grüße\r\n".encode()
+
+    async def main() -> None:
+        async with bench.dns(), bench.work(), bench.serve(script=Script(without=SEVEN_BIT)) as mx:
+            for _ in range(2):
+                message_id = await bench.submit("a@example.net", raw=raw)
+                row = (await bench.deliveries(message_id))["a@example.net"]
+                assert (row.status, row.attempts) == ("delivered", 1)
+            for record in await mx.wait(2):
+                received = mx.raw(record.id)
+                assert received.isascii()
+                assert message_from_bytes(received).get_payload(decode=True) == "Viele Grüße\r\n".encode()
+                assert [signature.ok for signature in record.dkim] == [True]
+                assert f"SIZE={len(received)}" in record.options
+                assert not any(option.startswith("BODY=") for option in record.options)
+
+    run(main())
+
+
+def test_what_cannot_be_written_in_seven_bits_fails_and_the_address_is_not_blamed(bench: Bench) -> None:
+    """Case O27: a signed part must not be touched."""
+    raw = (
+        "From: sender@acme.example\r\nSubject: x\r\nMIME-Version: 1.0\r\n"
+        'Content-Type: multipart/signed; boundary=b; micalg="pgp-sha256"; protocol="application/pgp-signature"\r\n\r\n'
+        "--b\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nGrüße\r\n--b\r\n"
+        "Content-Type: application/pgp-signature\r\n\r\nx\r\n--b--\r\n"
+    ).encode()
+
+    async def main() -> None:
+        async with bench.dns(), bench.work(), bench.serve(script=Script(without=SEVEN_BIT)) as mx:
+            for _ in range(6):
                 message_id = await bench.submit("b@example.net", raw=raw)
                 row = (await bench.deliveries(message_id))["b@example.net"]
                 assert (row.status, row.last_enhanced) == ("failed", "5.6.3")
-                assert len(old.records) == 1  # the one before
+            assert mx.records == []
 
     run(main())
 

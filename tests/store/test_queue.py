@@ -234,3 +234,31 @@ def test_an_unknown_host_claims_like_any(db: Database, tenant: Tenant) -> None:
     """The host id is only noted; what it may claim is decided by the addresses it passes."""
     submit(db, tenant, "a@example.net")
     assert len(db.run(queue.claim_due, HostId(new()), tenant.sources, lease=60, limit=1)) == 1
+
+
+def begin(db: Database, *claims: Claim) -> set[DeliveryId]:
+    return db.run(queue.begin, [queue.Begun(c.id, c.claim_epoch, "mx.example.net", "127.0.0.21") for c in claims])
+
+
+def test_only_a_claim_that_is_still_ours_may_be_sent(db: Database, tenant: Tenant) -> None:
+    submit(db, tenant, "a@example.net", "b@example.net")
+    late, _ = claim(db, tenant, lease=0)
+    (again,) = [one for one in claim(db, tenant) if one.id == late.id]
+    assert begin(db, late) == set()
+    assert begin(db, again) == {again.id}
+    db.run(queue.record_many, [result(again)])
+    assert begin(db, again) == set()
+
+
+def test_who_died_while_sending_leaves_an_ambiguous_attempt(db: Database, tenant: Tenant) -> None:
+    """And who died before leaves none, nor who has recorded a result."""
+    message_id = submit(db, tenant, "begun@example.net", "waiting@example.net", "answered@example.net")
+    claims = {one.recipient.partition("@")[0]: one for one in claim(db, tenant, lease=0)}
+    begin(db, claims["begun"], claims["answered"])
+    db.run(queue.record_many, [result(claims["answered"], "reattempt", next_attempt_at=datetime.now(UTC))])
+    again = {one.recipient.partition("@")[0]: one.attempts for one in claim(db, tenant, lease=0)}
+    assert again == {"begun": 1, "waiting": 0, "answered": 1}
+    (entry,) = [one for one in db.run(messages.timeline, tenant.organization_id, message_id) if one.kind == "ambiguous"]
+    assert (entry.delivery_id, entry.mx_host, entry.mx_ip) == (claims["begun"].id, "mx.example.net", "127.0.0.21")
+    assert "may have arrived" in entry.cause
+    assert {one.attempts for one in claim(db, tenant)} == {0, 1}  # said once
