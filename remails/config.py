@@ -77,6 +77,8 @@ class Mail(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Largest message in bytes."""
     max_recipients: Positive = 1000
     dkim_selector: str = "remails"
+    dkim_ed25519: bool = False
+    """Whether new domains get an Ed25519 key beside the RSA one, at `<dkim_selector>-ed25519`: mail is signed with both."""
     spf_include: str = ""
     """Name that customers include in their SPF record; empty: the relay's hostname."""
     expire_after: Seconds = 4 * 86400.0

@@ -24,7 +24,7 @@ from remails.errors import Refused
 from remails.mail import records
 from remails.mail.records import Verdict
 from remails.store import domains, holds
-from remails.store.domains import Domain
+from remails.store.domains import DkimKey, Domain
 
 Verification = dict[str, Any]
 """`timestamp` (ISO 8601), and for each record its verdict: status, reason, value, checked."""
@@ -133,14 +133,20 @@ def _ownership(dns_of: _Dns, domain: Domain) -> Verdict:
     return records.ownership(found, domain.ownership_token, doubled=dns_of.doubled(name, found))
 
 
+def look_at_key(asked: dns.resolver.Resolver, domain: Domain, key: DkimKey) -> Verdict:
+    """The verdict on the record of one key, active or not."""
+    return _answered(lambda: _key(_Dns(asked, domain.name), domain, key))
+
+
+def _key(dns_of: _Dns, domain: Domain, key: DkimKey) -> Verdict:
+    name = records.dkim_name(key.selector, domain.name)
+    found = dns_of.texts(name)
+    return records.dkim(found, key.record, doubled=dns_of.doubled(name, found))
+
+
 def _dkim(dns_of: _Dns, domain: Domain) -> Verdict:
     """The worst of the domain's keys: mail is signed with every active one."""
-    verdicts = []
-    for key in domain.dkim_keys:
-        if key.is_active:
-            name = records.dkim_name(key.selector, domain.name)
-            found = dns_of.texts(name)
-            verdicts.append(records.dkim(found, key.record, doubled=dns_of.doubled(name, found)))
+    verdicts = [_key(dns_of, domain, key) for key in domain.dkim_keys if key.is_active]
     nothing = Verdict("Error", "The domain has no active DKIM key")
     return max(verdicts, key=lambda verdict: _SEVERITY.index(verdict.status), default=nothing)
 

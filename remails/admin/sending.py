@@ -6,12 +6,12 @@ from uuid import UUID
 
 import click
 
-from remails import domaincheck, vault
+from remails import domaincheck, resolver, vault
 from remails.admin import named, operator, output
 from remails.admin.operator import Act, connected
 from remails.errors import Refused
 from remails.mail import records
-from remails.store import credentials, domains, messages, queue
+from remails.store import constraints, credentials, domains, messages, queue
 from remails.store.domains import Algorithm
 from remails.store.ids import MessageId
 from remails.store.users import Role
@@ -54,6 +54,7 @@ def domain_add(
         name,
         selector=selector or act.settings.mail.dkim_selector,
         algorithm=algorithm,
+        also_ed25519=act.settings.mail.dkim_ed25519,
         project_ids=[named.project(act.conn, owner.id, one).id for one in names],
     )
     act.log(owner.id, "created", "domain", made.id, {"name": made.name, "projects": list(names)})
@@ -95,6 +96,63 @@ def domain_check(organization: str, name: str, as_json: bool) -> None:
     output.show(rows, ("record", "status", "reason", "value"), as_json=as_json)
     if now is None or now.verified_at is None:
         click.get_current_context().exit(1)
+
+
+@domain.command("add-key")
+@click.argument("organization")
+@click.argument("name")
+@click.argument("selector")
+@click.option("--algorithm", type=click.Choice(get_args(Algorithm)), default="rsa_sha256", show_default=True)
+@output.json_option
+@connected
+def domain_add_key(act: Act, organization: str, name: str, selector: str, algorithm: Algorithm, as_json: bool) -> None:
+    """Make another DKIM key and print the record to publish. It signs nothing before `domain activate-key`."""
+    owner = named.organization(act.conn, organization)
+    found = named.domain(act.conn, owner.id, name)
+    sealer = vault.Vault(act.settings.credential("encryption_keys"))
+    domains.add_key(act.conn, sealer, found.id, selector, algorithm, is_active=False)
+    key = _key(named.domain(act.conn, owner.id, name), selector)
+    act.log(owner.id, "created", "dkim key", key.id, {"domain": found.name, "selector": selector})
+    row = {"name": records.dkim_name(selector, found.name), "type": "TXT", "value": key.record}
+    output.show([row], ("name", "type", "value"), as_json=as_json)
+
+
+@domain.command("activate-key")
+@click.argument("organization")
+@click.argument("name")
+@click.argument("selector")
+@connected
+def domain_activate_key(act: Act, organization: str, name: str, selector: str) -> None:
+    """Sign with a key, if its record is in DNS as it should be."""
+    owner = named.organization(act.conn, organization)
+    found = named.domain(act.conn, owner.id, name)
+    key = _key(found, selector)
+    verdict = domaincheck.look_at_key(resolver.synchronous(act.settings.dns), found, key)
+    if verdict.status not in ("Success", "Warning"):
+        raise constraints.invalid(f"{records.dkim_name(selector, found.name)}: {verdict.reason}.", "selector")
+    domains.activate_key(act.conn, key.id)
+    act.log(owner.id, "updated", "dkim key", key.id, {"domain": found.name, "selector": selector, "is_active": True})
+
+
+@domain.command("remove-key")
+@click.argument("organization")
+@click.argument("name")
+@click.argument("selector")
+@connected
+def domain_remove_key(act: Act, organization: str, name: str, selector: str) -> None:
+    """Sign no more with a key, and forget it. Leave its record in DNS for a week: mail signed by it is on its way."""
+    owner = named.organization(act.conn, organization)
+    found = named.domain(act.conn, owner.id, name)
+    key = _key(found, selector)
+    domains.remove_key(act.conn, found.id, key.id)
+    act.log(owner.id, "deleted", "dkim key", key.id, {"domain": found.name, "selector": selector})
+
+
+def _key(found: domains.Domain, selector: str) -> domains.DkimKey:
+    key = next((one for one in found.dkim_keys if one.selector == selector), None)
+    if key is None:
+        raise constraints.invalid(f"{found.name} has no DKIM key of the selector {selector!r}.", "selector")
+    return key
 
 
 @domain.command("remove")

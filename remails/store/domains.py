@@ -82,9 +82,12 @@ def create(
     *,
     selector: str,
     algorithm: Algorithm = "rsa_sha256",
+    also_ed25519: bool = False,
     project_ids: Sequence[ProjectId] = (),
 ) -> Domain:
     """Add a domain with a new DKIM key and ownership token, attached to these projects.
+
+    With `also_ed25519` an RSA key is joined by an Ed25519 one, at `<selector>-ed25519` (RFC 8463 §3).
 
     Raises:
         Refused: 409 when the organization has it already, 422 for what is no domain name or no project of theirs.
@@ -100,6 +103,8 @@ def create(
             [domain_id, organization_id, name, vault.new_secret(32)],
         )
         add_key(conn, sealer, domain_id, selector, algorithm)
+        if also_ed25519 and algorithm != "ed25519":
+            add_key(conn, sealer, domain_id, f"{selector}-ed25519", "ed25519")
         set_projects(conn, organization_id, domain_id, project_ids)
     made = get(conn, organization_id, domain_id)
     assert made is not None
@@ -107,18 +112,47 @@ def create(
 
 
 def add_key(
-    conn: db.Connection, sealer: vault.Vault, domain_id: DomainId, selector: str, algorithm: Algorithm = "rsa_sha256"
+    conn: db.Connection,
+    sealer: vault.Vault,
+    domain_id: DomainId,
+    selector: str,
+    algorithm: Algorithm = "rsa_sha256",
+    *,
+    is_active: bool = True,
 ) -> DkimKeyId:
-    """Make a DKIM key, active at once. Raises Refused (409) when the selector is taken."""
+    """Make a DKIM key; one that is not active signs nothing yet. Raises Refused (409) when the selector is taken."""
     key_id = DkimKeyId(ids.new())
     private = dkim.generate(dkim.Algorithm(algorithm))
     with constraints.explained(conn, _REFUSALS):
         conn.execute(
-            """INSERT INTO dkim_keys (id, domain_id, selector, algorithm, private_key, record)
-               VALUES (%s, %s, %s, %s, %s, %s)""",
-            [key_id, domain_id, selector, algorithm, sealer.seal(private, f"dkim:{key_id}"), dkim.record(private)],
+            """INSERT INTO dkim_keys (id, domain_id, selector, algorithm, private_key, record, is_active)
+               VALUES (%s, %s, %s, %s, %s, %s, %s)""",
+            [
+                key_id,
+                domain_id,
+                selector,
+                algorithm,
+                sealer.seal(private, f"dkim:{key_id}"),
+                dkim.record(private),
+                is_active,
+            ],
         )
     return key_id
+
+
+def activate_key(conn: db.Connection, key_id: DkimKeyId) -> None:
+    """Sign with a key from now on; every sending host does within a minute."""
+    conn.execute("UPDATE dkim_keys SET is_active = true WHERE id = %s", [key_id])
+
+
+def remove_key(conn: db.Connection, domain_id: DomainId, key_id: DkimKeyId) -> None:
+    """Forget a key for good. Raises Refused (409) when it is the last one that signs."""
+    keys = conn.execute(
+        "SELECT id FROM dkim_keys WHERE domain_id = %s AND is_active FOR UPDATE", [domain_id]
+    ).fetchall()
+    if keys == [(key_id,)]:
+        raise constraints.conflict("It is the only key that signs: activate another one first.", "selector")
+    conn.execute("DELETE FROM dkim_keys WHERE domain_id = %s AND id = %s", [domain_id, key_id])
 
 
 def sealed_by(conn: db.Connection) -> dict[str, int]:

@@ -86,6 +86,52 @@ def test_check_asks_dns_and_says_whether_the_domain_may_send(
     assert domain.verified_at is not None
 
 
+def test_a_dkim_key_is_changed_without_a_gap(
+    terminal: Terminal, db: Database, acme: OrganizationId, nameserver: tuple[dns.StaticZone, int]
+) -> None:
+    """The new one signs only once its record is there; the old one goes, but never the last."""
+    zone, port = nameserver
+    terminal.path.write_text(terminal.path.read_text() + f'[dns]\nnameservers = ["127.0.0.1:{port}"]\n')
+    terminal.do("domain", "add", "Acme", "example.com", "--algorithm", "ed25519", "--selector", "old")
+    (domain,) = db.run(domains.list_, acme)
+
+    def signing() -> list[str]:
+        return sorted(key.selector for key in db.run(domains.signing_keys, [domain.id]))
+
+    (record,) = terminal.json("domain", "add-key", "Acme", "example.com", "new", "--algorithm", "ed25519")
+    assert (record["name"], record["value"][:20]) == ("new._domainkey.example.com", "v=DKIM1; k=ed25519; ")
+    assert signing() == ["old"]
+    assert "new._domainkey.example.com" in terminal.refused("domain", "activate-key", "Acme", "example.com", "new")
+    zone[record["name"], "TXT"] = [record["value"]]
+    terminal.do("domain", "activate-key", "Acme", "example.com", "new")
+    assert signing() == ["new", "old"]
+    terminal.do("domain", "remove-key", "Acme", "example.com", "old")
+    assert signing() == ["new"]
+    assert "only key" in terminal.refused("domain", "remove-key", "Acme", "example.com", "new")
+    assert "no DKIM key" in terminal.refused("domain", "activate-key", "Acme", "example.com", "old")
+    assert "selector" in terminal.refused("domain", "add-key", "Acme", "example.com", "new")
+    trail = [
+        (one.action, one.details["selector"]) for one in db.run(audit.list_, acme) if one.target_type == "dkim key"
+    ]
+    assert sorted(trail) == [("created", "new"), ("deleted", "old"), ("updated", "new")]
+
+
+def test_an_installation_may_give_every_domain_both_kinds_of_key(
+    terminal: Terminal, db: Database, acme: OrganizationId
+) -> None:
+    terminal.path.write_text(terminal.path.read_text().replace("[mail]", "[mail]\ndkim_ed25519 = true"))
+    terminal.do("domain", "add", "Acme", "example.com")
+    terminal.do("domain", "add", "Acme", "small.example", "--algorithm", "ed25519")
+    both, one = db.run(domains.list_, acme)
+    assert [(key.selector, key.algorithm, key.is_active) for key in both.dkim_keys] == [
+        ("remails", "rsa_sha256", True),
+        ("remails-ed25519", "ed25519", True),
+    ]
+    assert [(key.selector, key.algorithm) for key in one.dkim_keys] == [("remails", "ed25519")]
+    names = {row["name"] for row in terminal.json("domain", "records", "Acme", "example.com")}
+    assert {"remails._domainkey.example.com", "remails-ed25519._domainkey.example.com"} <= names
+
+
 # Credentials
 
 

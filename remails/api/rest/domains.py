@@ -103,6 +103,7 @@ def create(*, body: NewDomain) -> Domain:
             body.domain,
             selector=state().settings.mail.dkim_selector,
             algorithm=body.dkim_key_type,
+            also_ed25519=state().settings.mail.dkim_ed25519,
             project_ids=body.project_ids,
         )
         changes.record(conn, "created", "domain", made.id, body)

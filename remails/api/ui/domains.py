@@ -55,9 +55,15 @@ def new_POST(organization_id: OrganizationId) -> Response:
     name = request.form.get("domain", "").strip()
     try:
         with state().db.transaction() as conn:
-            selector = state().settings.mail.dkim_selector
+            mail = state().settings.mail
             made = domains.create(
-                conn, state().vault, organization_id, name, selector=selector, project_ids=_project_ids()
+                conn,
+                state().vault,
+                organization_id,
+                name,
+                selector=mail.dkim_selector,
+                also_ed25519=mail.dkim_ed25519,
+                project_ids=_project_ids(),
             )
             changes.record(conn, "created", "domain", made.id, {"domain": made.name})
     except Refused as refusal:
