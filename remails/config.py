@@ -204,6 +204,8 @@ class Periodic(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     domains_older_than: Seconds = 20 * 3600.0
     retention_interval: Seconds = 3600.0
     usage_interval: Seconds = 60.0
+    watch_interval: Seconds = 15.0
+    """How often what waits is counted for the metrics."""
     host_timeout: Seconds = 30.0
     """A host whose heartbeat is older than this is taken for dead."""
 
@@ -243,6 +245,15 @@ class IpAgent(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Say what would be done, and do nothing."""
 
 
+class Metrics(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Numbers for Prometheus, at `/metrics`; see docs/metrics.md."""
+
+    host: str = ""
+    """The address of this host to listen on, such as 127.0.0.1 or that of an internal network; empty: nowhere."""
+    port: Port = 9470
+    """Of api; inbound has the next one, then outbound, bus, periodic and ipagent."""
+
+
 class Logs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Logging."""
 
@@ -265,6 +276,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     outbound: Outbound = field(default_factory=Outbound)
     periodic: Periodic = field(default_factory=Periodic)
     ipagent: IpAgent = field(default_factory=IpAgent)
+    metrics: Metrics = field(default_factory=Metrics)
     logs: Logs = field(default_factory=Logs)
 
     def credential_path(self, name: str) -> Path:

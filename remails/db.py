@@ -11,6 +11,7 @@ Every outage of PostgreSQL, whatever its face, becomes `Unavailable` here, so th
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ import psycopg.conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
+from remails import metrics
 from remails.config import Database as DatabaseSettings
 from remails.errors import ConfigError, Unavailable
 from remails.logs import Log
@@ -90,11 +92,15 @@ class Database:
                 known to be committed then.
         """
         try:
+            asked = time.monotonic()
             with self._pool.connection() as conn:
+                metrics.DATABASE_WAIT.observe(time.monotonic() - asked)
                 yield conn
         except (PoolTimeout, PoolClosed, TooManyRequests) as error:
+            metrics.DATABASE_UNAVAILABLE.add()
             raise Unavailable(f"database: {error}") from error
         except _OUTAGES as error:
+            metrics.DATABASE_UNAVAILABLE.add()
             self._reap()
             raise Unavailable(f"database: {_first_line(error)}") from error
 

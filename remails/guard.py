@@ -18,6 +18,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 
+from remails import metrics
 from remails.config import Bans
 from remails.db import Connection, Database
 from remails.logs import Log
@@ -120,6 +121,7 @@ class Guard:
                 if kind == "account":
                     self._note_attack(name, guesses)
             self._synced = now
+        metrics.BANNED_NETWORKS.set(len(active))
         for (_, name), (_, is_new) in known.items():
             if is_new:
                 log.warning("banned for guessing", network=name, seconds=round(active.get(name, 0)))

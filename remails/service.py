@@ -24,7 +24,7 @@ from typing import Final, NoReturn
 import uvloop
 
 import remails
-from remails import logs
+from remails import logs, metrics
 from remails.config import Settings
 from remails.errors import ConfigError, Unavailable
 
@@ -133,8 +133,10 @@ async def forever(name: str, stop: asyncio.Event, interval: float, task: Callabl
             await task()
         except Unavailable as error:
             log.warning("task put off", task=name, reason=error)
+            metrics.TASK_FAILURES.add(task=name)
         except Exception:
             log.exception("task failed", task=name)
+            metrics.TASK_FAILURES.add(task=name)
         await pause(stop, interval)
 
 
@@ -145,24 +147,47 @@ async def _watchdog() -> None:
         await asyncio.sleep(interval)
 
 
+async def _feel() -> None:
+    """Notice when the loop is late: something of ours blocks it, or the host has too much to do."""
+    worst = [0.0] * 10
+    while True:
+        due = time.monotonic() + 1
+        await asyncio.sleep(1)
+        worst = [*worst[1:], max(time.monotonic() - due, 0.0)]
+        metrics.LOOP_LAG.set(max(worst))
+
+
 async def _supervise(name: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    watchdog = asyncio.create_task(_watchdog())
+    beside = [asyncio.create_task(_watchdog()), asyncio.create_task(_feel())]
     log.info("starting", service=name, pid=os.getpid())
     try:
         await main(stop)
     finally:
         notify("STOPPING=1")
-        watchdog.cancel()
+        for task in beside:
+            task.cancel()
     log.info("stopped", service=name)
 
 
-def run(name: str, settings: Settings, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run an async service to its end. Ends the process with status 78 and one sentence on a ConfigError."""
-    logs.setup(settings.logs.level)
+def run(
+    name: str,
+    settings: Settings,
+    main: Callable[[asyncio.Event], Awaitable[None]],
+    exporter: metrics.Exporter | None = None,
+) -> None:
+    """Run an async service to its end. Ends the process with status 78 and one sentence on a ConfigError.
+
+    Args:
+        exporter: of the service, where it has several processes and this is one of them.
+    """
+    if exporter is None:
+        logs.setup(settings.logs.level)
+        exporter = metrics.begin(settings.metrics, name)
+    exporter.serve()
     try:
         uvloop.run(_supervise(name, main))
     except ConfigError as error:

@@ -7,11 +7,13 @@ bus a note. A message that is refused leaves nothing behind; its neighbours in t
 """
 
 import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+from remails import metrics
 from remails.bus import client, events
 from remails.config import Mail
 from remails.db import Connection, Database
@@ -121,6 +123,7 @@ def submit(
     """
     now = datetime.now(UTC)
     throttle = throttle or Throttle()
+    started = time.monotonic()
     outcomes: list[_Outcome] = [_prepare(given, settings, now) for given in submissions]
     with db.transaction() as conn:
         outcomes = _check_projects(conn, outcomes)
@@ -131,6 +134,9 @@ def submit(
         outcomes = _take_keys(conn, outcomes)
         stored = _store(conn, settings, now, [mail for mail in outcomes if isinstance(mail, _Mail)])
     throttle.keep(drawn)
+    metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
+    for mail in _mails(outcomes):
+        metrics.MESSAGES_ACCEPTED.add(door=_door(mail.given))
     for note in _notes(stored):
         publisher.publish(note)  # only after the commit
     return [
@@ -139,8 +145,8 @@ def submit(
     ]
 
 
-def _each(outcomes: Iterable[_Outcome], check: Callable[[_Mail], _Mail | Accepted]) -> list[_Outcome]:
-    """Apply a check to what is not decided yet."""
+def _each(outcomes: Iterable[_Outcome], check: Callable[[_Mail], _Mail | Accepted], reason: str) -> list[_Outcome]:
+    """Apply a check to what is not decided yet; `reason` is what a refusal is counted under."""
     result: list[_Outcome] = []
     for outcome in outcomes:
         if not isinstance(outcome, _Mail):
@@ -149,8 +155,13 @@ def _each(outcomes: Iterable[_Outcome], check: Callable[[_Mail], _Mail | Accepte
         try:
             result.append(check(outcome))
         except Refused as refusal:
+            metrics.MESSAGES_REFUSED.add(door=_door(outcome.given), reason=reason)
             result.append(refusal)
     return result
+
+
+def _door(given: Submission) -> str:
+    return "smtp" if given.sender.smtp_credential_id is not None else "api"
 
 
 def _mails(outcomes: Iterable[_Outcome]) -> list[_Mail]:
@@ -207,7 +218,7 @@ def _allowed(project: senders.Project | None) -> senders.Project:
 def _check_projects(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
     wanted = {_key(mail.given.sender) for mail in _mails(outcomes)}
     known = senders.projects(conn, wanted) if wanted else {}
-    return _each(outcomes, lambda mail: replace(mail, project=_allowed(known.get(_key(mail.given.sender)))))
+    return _each(outcomes, lambda mail: replace(mail, project=_allowed(known.get(_key(mail.given.sender)))), "sender")
 
 
 def _find_repeated(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
@@ -221,7 +232,7 @@ def _find_repeated(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]
         earlier = known.get(mail.idempotency.place) if mail.idempotency is not None else None
         return _as_before(mail, earlier) if earlier is not None else mail
 
-    return _each(outcomes, check)
+    return _each(outcomes, check, "key")
 
 
 def _take_keys(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
@@ -240,7 +251,7 @@ def _take_keys(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
             return mail
         return _as_before(mail, first[mail.idempotency.place])
 
-    return _each(outcomes, check)
+    return _each(outcomes, check, "key")
 
 
 def _as_before(mail: _Mail, earlier: Kept) -> Accepted:
@@ -287,7 +298,7 @@ def _check_domains(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]
             raise RuntimeError("there is no pool: `remails pool create --default` makes one")
         return replace(mail, domain=signing, pool_id=pool_id)
 
-    return _each(outcomes, check)
+    return _each(outcomes, check, "domain")
 
 
 def _check_rates(conn: Connection, outcomes: list[_Outcome], throttle: Throttle) -> tuple[list[_Outcome], Drawn]:
@@ -308,7 +319,7 @@ def _check_rates(conn: Connection, outcomes: list[_Outcome], throttle: Throttle)
             left[id_] -= 1
         return mail
 
-    return _each(outcomes, check), drawn
+    return _each(outcomes, check, "rate"), drawn
 
 
 def _too_fast(rate: Rate, wait: float) -> Refused:
@@ -336,7 +347,7 @@ def _check_quotas(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
             used[project.organization_id] += 1
         return mail
 
-    return _each(outcomes, check)
+    return _each(outcomes, check, "quota")
 
 
 def _within_quota(project: senders.Project, used: int) -> None:

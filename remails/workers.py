@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from remails import logs, service
+from remails import logs, metrics, service
 from remails.config import Settings
 
 log = logs.Log("remails.workers")
@@ -77,6 +77,7 @@ class _Workers:
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes us
+        self._exporter = metrics.begin(self._settings.metrics, self._name, len(self._workers))
         log.info("starting", service=self._name, processes=len(self._workers), pid=os.getpid())
         while not self._stopping or any(worker.pid for worker in self._workers):
             for worker in self._workers:
@@ -129,7 +130,7 @@ class _Workers:
                 os.environ["WATCHDOG_USEC"] = str(int(self._silence * 1e6))
                 for other in self._workers:
                     other.ear.close()
-                service.run(self._name, self._settings, self._main)
+                service.run(self._name, self._settings, self._main, self._exporter)
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
@@ -175,6 +176,7 @@ class _Workers:
             for worker in self._workers:
                 if worker.pid == pid:
                     worker.pid = 0
+                    self._exporter.forget(pid)
                     self._ended(worker, os.waitstatus_to_exitcode(ended))
 
     def _ended(self, worker: _Worker, status: int) -> None:
@@ -189,6 +191,7 @@ class _Workers:
                 self._reap()
             service.notify(f"STATUS={worker.status}")
             sys.exit(service.EX_CONFIG)
+        metrics.WORKERS_RESTARTED.add()
         log.error("worker ended, starting it again", service=self._name, worker=worker.number, status=status)
         worker.is_ready, worker.status = False, f"not ready ({service.release()}): a process ended with status {status}"
         worker.start_at = time.monotonic() + _RESTART_PAUSE

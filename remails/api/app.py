@@ -14,7 +14,7 @@ from werkzeug.exceptions import BadRequest
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response
 
-from remails import __version__
+from remails import __version__, metrics
 from remails.api import auth, operations, problems, reference, rest
 from remails.api.state import State
 from remails.api.ui import pages
@@ -29,6 +29,8 @@ log = Log("remails.api")
 
 MAX_FORM = 100_000
 """Bytes of a request to a page; the REST API has limits of its own."""
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
@@ -92,12 +94,18 @@ def _headers(settings: Settings) -> dict[str, str]:
 def _log(response: Response) -> None:
     """One line for each request: nothing of its body, its query or its secrets."""
     actor: Any = g.get("actor")
+    took = time.monotonic() - g.get("started", time.monotonic())
+    if request.endpoint != "static":
+        metrics.HTTP_REQUESTS.add(
+            method=request.method if request.method in _METHODS else "other", status=str(response.status_code)
+        )
+        metrics.HTTP_SECONDS.observe(took)
     quiet = request.endpoint in ("static", "system_get_health")
     (log.debug if quiet else log.info)(
         "request",
         method=request.method,
         route=problems.route(),
         status=response.status_code,
-        ms=round((time.monotonic() - g.get("started", time.monotonic())) * 1000),
+        ms=round(took * 1000),
         actor=actor.id if actor is not None else None,
     )

@@ -27,7 +27,7 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, HTTPException, NotFound, TooManyRequests, Unauthorized
 from werkzeug.wrappers import Response
 
-from remails import vault
+from remails import metrics, vault
 from remails.api.state import state
 from remails.db import Connection
 from remails.guard import network_of
@@ -217,8 +217,9 @@ def _by_key(conn: Connection) -> Actor | None:
         key = None
     digest = key.digest if key else bytes(32)  # an unknown key takes as long
     if not state().pepper.matches(given.password or "", digest) or key is None:
-        _note_failure(given.username or "", given.password or "")
+        _note_failure("api_key", given.username or "", given.password or "")
         return None
+    metrics.LOGINS.add(door="api_key", outcome="succeeded")
     return Actor("api_key", key.id, key.description, roles={key.organization_id: key.role})
 
 
@@ -302,11 +303,12 @@ def check_password(email: str, password: str) -> User:
     if user is None or guessed or not right:
         with state().db.transaction() as conn:
             users.record_failure(conn, account)
-        _note_failure(email, password)
+        _note_failure("password", email, password)
         raise NotFound("There is no user with this email address and password.")
     if user.is_blocked:
         raise Forbidden("This user is blocked. Contact the operator.")
     state().db.run(users.clear_failures, account)
+    metrics.LOGINS.add(door="password", outcome="succeeded")
     return user
 
 
@@ -320,12 +322,14 @@ def _refuse_banned() -> None:
     guard = state().guard
     guard.sync_if_due(state().db)
     if seconds := guard.banned(network_of(client_address())):
+        metrics.LOGINS.add(door="password" if request.authorization is None else "api_key", outcome="banned")
         text = f"Too many failed logins from your network. Try again in {math.ceil(seconds / 60)} minutes."
         raise TooManyRequests(text, retry_after=math.ceil(seconds))
 
 
-def _note_failure(account: str, password: str) -> None:
+def _note_failure(door: str, account: str, password: str) -> None:
     """Count a failed login. The answer is not held back, as by SMTP: it would hold one of few threads."""
+    metrics.LOGINS.add(door=door, outcome="failed")
     state().guard.failed(network_of(client_address()), account, password)
 
 

@@ -39,7 +39,7 @@ import gunicorn.arbiter
 import gunicorn.glogging
 import gunicorn.workers.gthread
 
-from remails import config, logs, service
+from remails import config, logs, metrics, service
 from remails.api.app import create_app
 from remails.api.state import State
 from remails.bus.client import Publisher
@@ -69,12 +69,13 @@ def main(settings: Settings) -> None:
         bind = [] if os.environ.get("LISTEN_PID") == str(os.getpid()) else [f"fd://{_listen(settings.api.listen)}"]
     except ConfigError as error:
         service.fail("api", error)
+    exporter = metrics.begin(settings.metrics, "api", settings.api.workers)
     arbiter = os.getpid()
     # gunicorn would call itself ready before any worker is.
     notify_socket = os.environ.pop("NOTIFY_SOCKET", None)
     log.info("starting", service="api", pid=arbiter)
     try:
-        gunicorn.arbiter.Arbiter(_Application(settings, bind, notify_socket)).run()
+        gunicorn.arbiter.Arbiter(_Application(settings, bind, notify_socket, exporter)).run()
     except SystemExit as end:
         if os.getpid() != arbiter:
             raise  # the end of a worker
@@ -111,8 +112,10 @@ def _listen(where: str) -> int:
 class _Application(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
     """What gunicorn runs, and how."""
 
-    def __init__(self, settings: Settings, bind: list[str], notify_socket: str | None) -> None:
-        self._settings, self._bind, self._notify_socket = settings, bind, notify_socket
+    def __init__(
+        self, settings: Settings, bind: list[str], notify_socket: str | None, exporter: metrics.Exporter
+    ) -> None:
+        self._settings, self._bind, self._notify_socket, self._exporter = settings, bind, notify_socket, exporter
         super().__init__()
 
     def load_config(self) -> None:
@@ -134,6 +137,7 @@ class _Application(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # 
             "secure_scheme_headers": {},
             "post_worker_init": self._ready,
             "worker_exit": _close,
+            "child_exit": lambda _arbiter, worker: self._exporter.forget(worker.pid),
         }
         for name, value in values.items():
             self.cfg.set(name, value)
@@ -154,6 +158,7 @@ class _Application(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # 
             sys.stderr.write(f"remails api: {error}\n")
             sys.exit(gunicorn.arbiter.Arbiter.APP_LOAD_ERROR)
         made.db.open()
+        self._exporter.serve()
         return create_app(made.settings, made.db, made.publisher, made.vault, made.pepper)
 
 

@@ -20,6 +20,7 @@ from uuid import uuid4
 import zmq
 import zmq.asyncio
 
+from remails import metrics
 from remails.bus import events
 from remails.config import Bus
 from remails.errors import ConfigError
@@ -95,7 +96,9 @@ class Publisher:
                 del self._numbers[event.topic]
             try:
                 socket.send_multipart([event.topic.encode(), header, payload], zmq.DONTWAIT)
+                metrics.NOTES_SENT.add()
             except zmq.ZMQError as error:
+                metrics.NOTES_UNSENT.add()
                 log.debug("note lost", topic=event.topic, reason=error)
 
     def close(self) -> None:
@@ -167,7 +170,11 @@ class Subscriber:
         if number <= last and last != number - 1:
             return []  # the same note by way of another broker
         self._remember(publisher, topic, number)
-        return [events.Gap(topic), event] if number > last + 1 else [event]
+        metrics.NOTES_RECEIVED.add()
+        if number == last + 1:
+            return [event]
+        metrics.NOTES_MISSED.add()
+        return [events.Gap(topic), event]
 
     def _remember(self, publisher: bytes, topic: str, number: int) -> None:
         if topic.startswith("attempted/"):

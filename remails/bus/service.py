@@ -24,7 +24,7 @@ import threading
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
-from remails import service
+from remails import metrics, service
 from remails.bus import client
 from remails.config import Bus, BusEndpoint, Settings
 from remails.errors import ConfigError, Unavailable
@@ -43,6 +43,7 @@ class _Known:
         """Called by the authenticator's thread for each connection."""
         known = key in self._keys
         if not known:
+            metrics.BUS_CLIENTS_REFUSED.add()
             log.warning("client refused, its key is not in bus.client_public_keys", domain=domain)
         return known
 

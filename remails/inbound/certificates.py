@@ -100,6 +100,7 @@ def _context(pair: _Pair) -> ssl.SSLContext:
             raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8996, RFC 8314 §4.1
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # RFC 9325 §4.2, for TLS 1.2; 1.3 has no weak ones
     context.options |= ssl.OP_NO_RENEGOTIATION
     try:
         # Without a password given here, OpenSSL would ask for one at the terminal.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from remails import submission
+from remails import metrics, submission
 from remails.bus.client import Publisher
 from remails.config import Mail
 from remails.db import Coalescer, Connection, Database
@@ -57,13 +57,16 @@ class Handler:
         except Refused as refusal:
             client.failed_logins += 1
             log.warning("login failed", client=client.address, user=login.username)
+            metrics.LOGINS.add(door="smtp", outcome="banned" if refusal.code == 454 else "failed")
             if refusal.code == 535:
                 await self._slow(self._guard.failed(network_of(client.address), login.username, login.password))
             raise
         except Unavailable as error:
+            metrics.LOGINS.add(door="smtp", outcome="put_off")
             log.warning("login put off", client=client.address, reason=error)
             return "454 4.7.0 Temporary authentication failure"  # RFC 4954 §6
         client.username = login.username
+        metrics.LOGINS.add(door="smtp", outcome="succeeded")
         return "235 2.7.0 Authentication successful"
 
     async def _slow(self, seconds: float) -> None:

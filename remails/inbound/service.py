@@ -42,7 +42,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from remails import service, workers
+from remails import metrics, service, workers
 from remails.bus.client import Publisher
 from remails.config import Inbound, Settings
 from remails.db import Database
@@ -207,6 +207,7 @@ class Server:
         try:
             client = await self._client(connection)
             if seconds := self._guard.banned(network_of(client)):
+                metrics.SMTP_CONNECTIONS.add(outcome="banned")
                 return await _turn_away(connection, client, seconds, speaks=not tls)
             if len(self._opening) > self._settings.inbound.max_connections:
                 raise OSError("too many connections are being opened")
@@ -218,8 +219,10 @@ class Server:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self._session(client), connection, **(secure if tls else {})
             )
+            metrics.SMTP_CONNECTIONS.add(outcome="served")
         except (proxy.BadHeader, EOFError, OSError) as error:
             # TimeoutError and SSLError are OSErrors.
+            metrics.SMTP_CONNECTIONS.add(outcome="failed")
             log.info("connection not opened", client=client, reason=str(error) or type(error).__name__)
             connection.close()
         except asyncio.CancelledError:

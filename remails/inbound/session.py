@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from aiosmtpd import smtp
 
+from remails import metrics
 from remails.config import Settings
 from remails.errors import Refused
 from remails.guard import network_of
@@ -112,6 +113,7 @@ class Session(smtp.SMTP):
         """Enter; the base class starts the task."""
         super().connection_made(transport)
         self._sessions.add(self)
+        metrics.SMTP_SESSIONS.add()
         self._clients[self._network] += 1
         self.session.address = self._client
         self._note_tls()
@@ -205,6 +207,7 @@ class Session(smtp.SMTP):
             self._forget_message()
             await self._leave()
             self._sessions.discard(self)
+            metrics.SMTP_SESSIONS.add(-1)
             self._clients[self._network] -= 1
             if not self._clients[self._network]:
                 del self._clients[self._network]
@@ -301,6 +304,7 @@ class Session(smtp.SMTP):
 
     def _note_refusal(self, status: str) -> None:
         client = self.session
+        metrics.SMTP_REFUSALS.add(command=self._verb or "none", code=" ".join(status.split(" ", 2)[:2]))
         log.info("refused", client=client.address, user=client.username, command=self._verb or None, reply=status)
         # Of someone who has logged in only what is no SMTP counts: a list may well have many bad recipients.
         if status[0] == "5" and (client.sender is None or status[4:7] == "5.5"):

@@ -22,6 +22,7 @@ moved away too often           `error`, and nobody touches it for ten minutes
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -29,7 +30,7 @@ from typing import Final
 import dns.resolver
 
 import remails
-from remails import config
+from remails import config, metrics
 from remails.bus.client import Publisher
 from remails.bus.events import AddressesChanged
 from remails.config import Settings
@@ -102,8 +103,11 @@ class Agent:
             raise Unavailable("does not get to the end of a turn")
         if self._me is not None and self._me.desired_state != "active":
             return f"{self._me.desired_state}: {len(self._held)} left to give back"
-        ready = sum(address.state == "ready" for address in self._held)
-        return f"{ready} of {len(self._held)} addresses ready"
+        states = Counter(address.state for address in self._held)
+        metrics.ADDRESSES_HELD.clear()
+        for state, number in states.items():
+            metrics.ADDRESSES_HELD.set(number, state=state)
+        return f"{states['ready']} of {len(self._held)} addresses ready"
 
     async def keep(self) -> None:
         """Renew what is held if that was not done for a while. Raises Unavailable."""

@@ -27,7 +27,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
 
-from remails import resolver, service
+from remails import metrics, resolver, service
 from remails.bus import client, events
 from remails.config import Settings
 from remails.db import Coalescer, Connection, Database
@@ -151,6 +151,8 @@ class Outbound:
         if self._host_id is None:
             return "this host is not registered, see remails-ipagent"
         held = len(self._holdings.usable())
+        metrics.SOURCES_USABLE.set(held)
+        metrics.DELIVERIES_IN_HAND.set(len(self._room.held))
         return f"delivering from {held} address{'' if held == 1 else 'es'}, {len(self._room.held)} deliveries in hand"
 
     async def _listen(self, stop: asyncio.Event, subscriber: client.Subscriber) -> None:
@@ -264,6 +266,9 @@ class Outbound:
         await self._db.call(_record, batch)
         self._drop([claim for claim, _, _ in batch])
         for claim, result, _ in batch:
+            metrics.DELIVERIES.add(outcome=result.kind)
+            if result.milliseconds is not None:
+                metrics.DELIVERY_SECONDS.observe(result.milliseconds / 1000)
             self._publisher.publish(events.Attempted(claim.organization_id, claim.message_id, claim.id, result.status))
         return [None] * len(batch)
 

@@ -23,7 +23,7 @@ DIAGNOSTICS
 
 CONFIGURATION
     [periodic] notify_interval, claims_interval, domains_interval, domains_older_than, retention_interval,
-    usage_interval, host_timeout; [dns]; [database]; [bus]; mail.spf_include; credentials database_password,
+    usage_interval, watch_interval, host_timeout; [dns]; [database]; [bus]; mail.spf_include; credentials database_password,
     bus_client_key
 """
 
@@ -33,13 +33,13 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from remails import service
+from remails import metrics, service
 from remails.bus.client import Publisher
 from remails.config import Settings
 from remails.db import Database
 from remails.errors import Unavailable
 from remails.logs import Log
-from remails.periodic import claims, domains, holds, notify, orphans, retention, usage
+from remails.periodic import claims, domains, holds, notify, orphans, retention, usage, watch
 from remails.store import server
 from remails.store.leadership import Leadership
 
@@ -60,7 +60,9 @@ class Task:
 def tasks(settings: Settings, db: Database, publisher: Publisher) -> list[Task]:
     """All repeating tasks."""
     every = settings.periodic
+    watching = [Task("watch", every.watch_interval, lambda: watch.run(db, every.host_timeout))]
     return [
+        *(watching if settings.metrics.host else []),
         Task("notify", every.notify_interval, lambda: notify.run(db, publisher)),
         Task("claims", every.claims_interval, lambda: claims.run(db, publisher, every.host_timeout)),
         Task("orphans", every.claims_interval, lambda: orphans.run(db, publisher)),
@@ -106,8 +108,10 @@ async def serve_term(leadership: Leadership, work: list[Task], stop: asyncio.Eve
     """
     if not await asyncio.to_thread(leadership.take):
         log.debug("standing by")
+        watch.forget()
         return
     log.info("leading", tasks=len(work))
+    metrics.LEADING.set(1)
     running = [asyncio.create_task(service.forever(task.name, stop, task.interval, _turn(task))) for task in work]
     try:
         while not await service.pause(stop, _STANDBY_INTERVAL):
@@ -118,12 +122,14 @@ async def serve_term(leadership: Leadership, work: list[Task], stop: asyncio.Eve
         for one in running:
             one.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        watch.forget()
 
 
 def _turn(task: Task) -> Callable[[], Awaitable[None]]:
     async def turn() -> None:
         started = time.monotonic()
         await task.run()
+        metrics.TASK_SECONDS.observe(time.monotonic() - started, task=task.name)
         log.debug("turn", task=task.name, seconds=round(time.monotonic() - started, 3))
 
     return turn

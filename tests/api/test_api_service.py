@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from api.caller import basic
+from scraping import scrape
 from seed import PASSWORD, Tenant
 
 from remails.bus.client import Subscriber
@@ -168,6 +169,25 @@ def test_it_takes_the_socket_that_systemd_passes(start: Callable[..., Running]) 
             waiting.settimeout(30)
             assert waiting.recv(12) == b"HTTP/1.1 200"
             again.stop()
+
+
+def test_the_numbers_of_its_workers_are_one(start: Callable[..., Running], tenant: Tenant, tmp_path: Path) -> None:
+    base = free_port()
+    service = start(api=f'workers = 2\nthreads = 2\n[metrics]\nhost = "127.0.0.1"\nport = {base}\n')
+    service.wait()
+    before = scrape(base)
+    for _ in range(10):
+        assert service.request("GET", "/api/organizations", headers=basic(tenant.api_key, tenant.api_secret))[0] == 200
+    wrong = basic(tenant.api_key, "wrong")
+    assert service.request("GET", "/api/organizations", headers=wrong)[0] == 401
+    for _ in range(4):  # whichever worker answers
+        shown = scrape(base)
+        ok = "remails_http_requests_total method=GET status=200"
+        assert shown[ok] - before[ok] == 10
+        assert shown["remails_logins_total door=api_key outcome=succeeded"] == 10
+        assert shown["remails_logins_total door=api_key outcome=failed"] == 1
+        assert shown["remails_info service=api version=0.1.0"] == 1
+    assert service.stop() == 0
 
 
 def fails(service: Running) -> str:

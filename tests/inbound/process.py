@@ -76,7 +76,7 @@ class Process:
 def toml(settings: Settings) -> str:
     """The settings as a file."""
     lines = [f'host = "{settings.host}"', f'credentials_directory = "{settings.credentials_directory}"']
-    for section in ("mail", "database", "inbound"):
+    for section in ("mail", "database", "inbound", "metrics"):
         values = msgspec.to_builtins(getattr(settings, section)).items()
         lines += [f"[{section}]", *(f"{key} = {msgspec.json.encode(value).decode()}" for key, value in values)]
     return "\n".join(lines)

@@ -14,7 +14,11 @@ from inbound.dialogue import Dialogue
 from inbound.process import Process
 from inbound.running import Stored
 from installation import eventually
+from scraping import free_port, scrape
 from seed import Tenant
+
+from remails import metrics
+from remails.config import Metrics
 
 MESSAGE = b"From: a@acme.example\r\n\r\nhi\r\n.\r\n"
 Read = Callable[[], list[Stored]]
@@ -150,3 +154,38 @@ def test_a_restart_under_load_refuses_nobody_and_loses_nothing(
     # Who has no transaction under way as the service ends hears 421 in place of a reply, and comes again; nobody is refused.
     assert [error for error in failed if "after ['421 4.3.2" not in error] == []
     assert sorted(accepted) == sorted(message.id for message in stored())
+
+
+def test_the_numbers_of_all_processes_are_one(spawn: Callable[..., Process], acme: Tenant) -> None:
+    base = free_port(metrics.PORTS["inbound"])
+    process = spawn("submission", processes=2, sections={"metrics": Metrics(host="127.0.0.1", port=base)})
+    process.ready()
+    dialogues = [Dialogue(process.ports["submission"]).log_in(acme) for _ in range(12)]
+    for dialogue in dialogues:
+        dialogue.envelope("a@acme.example")
+        dialogue.send(MESSAGE)
+        assert dialogue.reply().startswith("250 2.6.0 ")
+    dialogues[0].say("EXPN list")
+    for _ in range(4):  # whichever process answers
+        shown = scrape(base + metrics.PORTS["inbound"])
+        assert shown["remails_messages_accepted_total door=smtp"] == 12
+        assert shown["remails_smtp_sessions"] == 12
+        assert shown["remails_logins_total door=smtp outcome=succeeded"] == 12
+        assert shown["remails_smtp_connections_total outcome=served"] == 12
+        assert shown["remails_smtp_refusals_total code=502 5.5.1 command=EXPN"] == 1
+        assert 1 <= shown["remails_submit_seconds_count"] <= 12
+    for dialogue in dialogues:
+        dialogue.sock.close()
+    for pid in workers(process):
+        os.kill(pid, signal.SIGKILL)
+
+    def shown_again() -> dict[str, float]:
+        try:
+            return scrape(base + metrics.PORTS["inbound"])
+        except OSError:
+            return {}
+
+    shown = eventually(shown_again, lambda shown: shown.get("remails_workers_restarted_total") == 2)
+    assert shown["remails_messages_accepted_total door=smtp"] == 12  # what was counted stays
+    assert shown.get("remails_smtp_sessions", 0) == 0
+    assert process.end()[0] == 0
