@@ -26,7 +26,8 @@ from remails.admin import operator, output
 from remails.bus import client
 from remails.bus import keys as bus_keys
 from remails.errors import ConfigError, Unavailable
-from remails.ipagent import reverse
+from remails.ipagent import providers, reverse
+from remails.ipagent.providers import ProviderError
 from remails.store import addresses, leases, migrate, server
 
 TARGET = Path("/etc/systemd/system/remails.target.wants")
@@ -224,6 +225,33 @@ def _round_trip(settings: config.Settings, one: config.Bus) -> Finding:
     return Finding("ok", name, f"a note came back after {seconds * 1000:.0f} ms")
 
 
+# Provider
+
+
+def provider(host: Host) -> Iterator[Finding]:
+    """Known, its settings and token there, and it answers with the addresses this host holds."""
+    if "ipagent" not in host.services:
+        return
+    try:
+        found = providers.make(host.settings)
+    except ConfigError as error:
+        yield Finding("FAIL", "provider", str(error))
+        return
+    except OSError as error:
+        yield Finding("FAIL", "provider", f"this host's interface cannot be read: {error.strerror or error}")
+        return
+    if not found.is_remote:
+        yield Finding("ok", "provider", f"{found.name}: addresses have to be on the host, nobody is asked")
+        return
+    start = time.monotonic()
+    try:
+        found.look(())
+    except ProviderError as error:
+        yield Finding("FAIL" if error.kind in ("denied", "forbidden") else "warn", "provider", str(error))
+        return
+    yield Finding("ok", "provider", f"{found.name} answers after {(time.monotonic() - start) * 1000:.0f} ms")
+
+
 # Outbound addresses
 
 
@@ -357,6 +385,7 @@ CHECKS: Iterable[Callable[[Host], Iterator[Finding]]] = (
     credentials,
     database,
     bus,
+    provider,
     outbound,
     certificate,
     nameservers,

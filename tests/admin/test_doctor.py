@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from fakes.upcloud import UpCloud
 from terminal import Terminal, settings
 
 from remails import config
@@ -410,3 +411,35 @@ def test_each_nameserver_is_asked(world: World) -> None:
 
     found = [status for name, (status, _) in world.findings("periodic").items() if name.startswith("dns ")]
     assert found == ["FAIL", "ok"]
+
+
+def test_the_agents_provider(world: World, tmp_path: Path) -> None:
+    token = tmp_path / "credentials" / "provider_token"
+    text = world.terminal.path.read_text()
+
+    def said(more: str) -> tuple[str, str]:
+        world.terminal.path.write_text(f"{text}\n[ipagent]\n{more}")
+        return world.findings("ipagent")["provider"]
+
+    assert said('provider = "static"')[0] == "ok"
+    status, why = said('provider = "upclod"')
+    assert status == "FAIL"
+    assert why == "ipagent.provider: unknown provider 'upclod', known are: hetzner, openstack, static, upcloud"
+    status, why = said('provider = "upcloud"\nserver_ref = "uuid-1"')
+    assert status == "FAIL"
+    assert why.startswith("credential provider_token: ")
+    token.write_text("ucat_right")
+    token.chmod(0o600)
+    cloud = UpCloud()
+    cloud.world.tokens = ["ucat_right"]
+    with cloud.serving() as url:
+        settings = (
+            f'provider = "upcloud"\nserver_ref = "uuid-1"\nport_ref = "02:00:00:00:00:01"\nprovider_url = "{url}"'
+        )
+        assert said(settings)[0] == "ok"
+        token.write_text("ucat_wrong")
+        status, why = said(settings)
+    assert status == "FAIL"
+    assert "with 401" in why
+    assert "ucat_wrong" not in why
+    assert said(settings)[0] == "warn", "nobody is there"
