@@ -35,7 +35,7 @@ def serve(
     unsigned: frozenset[str] = frozenset(),
     bogus: frozenset[str] = frozenset(),
 ) -> Iterator[Dnssec]:
-    """Serve zones: origin without final dot, and its records in the form of a zone file, without SOA and NS.
+    """Serve zones: origin without final dot ("" is the root), and its records in the form of a zone file, without SOA and NS.
 
     All but the `unsigned` ones are signed; of the `bogus` ones the resolver believes another key than that they are signed with.
     """
@@ -59,7 +59,8 @@ def serve(
 def _knot(directory: Path, zones: Mapping[str, str], unsigned: frozenset[str], ports: Dnssec) -> str:
     signed = "    dnssec-signing: on\n    dnssec-policy: one\n"
     listed = "".join(
-        f'  - domain: "{origin}"\n    file: "{origin}.zone"\n{"" if origin in unsigned else signed}' for origin in zones
+        f'  - domain: "{origin}."\n    file: "{origin}.zone"\n{"" if origin in unsigned else signed}'
+        for origin in zones
     )
     return f"""
 server:
@@ -83,8 +84,9 @@ zone:
 
 
 def _unbound(directory: Path, zones: Mapping[str, str], ports: Dnssec) -> str:
-    stubs = "".join(f'stub-zone:\n  name: "{origin}"\n  stub-addr: 127.0.0.1@{ports.server}\n' for origin in zones)
-    ours = "".join(f'  local-zone: "{origin}." transparent\n' for origin in zones)
+    stubs = "".join(f'stub-zone:\n  name: "{origin}."\n  stub-addr: 127.0.0.1@{ports.server}\n' for origin in zones)
+    kinds = {"": "static"} | dict.fromkeys(zones, "transparent")  # there is no world beyond
+    ours = "".join(f'  local-zone: "{origin}." {kind}\n' for origin, kind in kinds.items())
     return f"""
 server:
   interface: 127.0.0.1
@@ -97,7 +99,6 @@ server:
   do-not-query-localhost: no
   module-config: "validator iterator"
   trust-anchor-file: "{directory}/anchors"
-  local-zone: "." static
 {ours}
 {stubs}
 remote-control:

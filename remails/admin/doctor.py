@@ -364,6 +364,15 @@ def nameservers(host: Host) -> Iterator[Finding]:
     for nameserver in list(ask.nameservers):
         ask.nameservers = [nameserver]
         yield _answers(ask, str(nameserver), host.settings.mail.hostname)
+        if host.settings.dns.validating:
+            yield _validates(ask, str(nameserver))
+
+
+def _validates(ask: dns.resolver.Resolver, nameserver: str) -> Finding:
+    found = resolver.ask(ask, ".", "SOA")  # the root is signed
+    if found.is_secure:
+        return Finding("ok", f"dnssec {nameserver}", "validates")
+    return Finding("FAIL", f"dnssec {nameserver}", "does not validate DNSSEC, so there is no DANE; see dns.validating")
 
 
 def _answers(ask: dns.resolver.Resolver, nameserver: str, hostname: str) -> Finding:

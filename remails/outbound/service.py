@@ -10,7 +10,8 @@ DESCRIPTION
     under way are finished within `drain_timeout`, and what was not begun is given back.
 
 STANDARDS
-    RFC 5321 (SMTP), RFC 3207 (STARTTLS), RFC 6376 and RFC 8463 (DKIM), RFC 7505 (null MX), RFC 7435 (opportunistic security)
+    RFC 5321 (SMTP), RFC 3207 (STARTTLS), RFC 6376 and RFC 8463 (DKIM), RFC 7505 (null MX), RFC 7435 (opportunistic security),
+    RFC 8461 (MTA-STS), RFC 6698 and RFC 7672 (DANE)
 
 DIAGNOSTICS
     One line for each result: delivered, deferred, failed, ambiguous or expired, with the remote server's reply.

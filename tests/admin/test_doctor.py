@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import dnssec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -443,3 +444,26 @@ def test_the_agents_provider(world: World, tmp_path: Path) -> None:
     assert "with 401" in why
     assert "ucat_wrong" not in why
     assert said(settings)[0] == "warn", "nobody is there"
+
+
+def test_a_resolver_that_does_not_validate(world: World) -> None:
+    world.replace("[dns]\n", "[dns]\nvalidating = true\n")
+
+    ((name, (status, text)),) = world.trouble("periodic").items()
+    assert name.startswith("dnssec ") and status == "FAIL" and "dns.validating" in text
+
+
+@pytest.mark.needs("knotd", "unbound")
+def test_a_resolver_that_validates(world: World, tmp_path: Path) -> None:
+    made = tmp_path / "dnssec"
+    made.mkdir()
+    with dnssec.serve(made, {"": "relay.example. A 192.0.2.25\n"}) as served:
+        world.terminal.path.write_text(
+            re.sub(
+                r"nameservers = .*",
+                f'nameservers = ["127.0.0.1:{served.resolver}"]\nvalidating = true',
+                world.terminal.path.read_text(),
+            )
+        )
+        found = {name: status for name, (status, _) in world.findings("periodic").items() if name.startswith("dns")}
+    assert found == {f"dns Do53:127.0.0.1@{served.resolver}": "ok", f"dnssec Do53:127.0.0.1@{served.resolver}": "ok"}
