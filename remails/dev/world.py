@@ -22,13 +22,17 @@ async def running(
     smtp_addresses: Sequence[tuple[str, int]],
     http_address: tuple[str, int],
     directory: Path,
+    limit: int = 10_000,
 ) -> AsyncIterator[tuple[dns.Server, Mailbox]]:
-    """Both, started, until the block ends. Addresses are (host, port). Raises OSError if one is taken."""
+    """Both, started, until the block ends; the mailbox keeps the last `limit` mails.
+
+    Addresses are (host, port). Raises OSError if one is taken.
+    """
     async with contextlib.AsyncExitStack() as stack:
         server = dns.Server(zone, *dns_address, ttl=TTL)
         stack.push_async_callback(server.close)
         await server.start()
-        mailbox = Mailbox(directory, (server.host, server.port), smtp_addresses, http=http_address)
+        mailbox = Mailbox(directory, (server.host, server.port), smtp_addresses, http=http_address, limit=limit)
         stack.push_async_callback(mailbox.close)
         await mailbox.start()
         yield server, mailbox

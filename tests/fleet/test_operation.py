@@ -78,7 +78,7 @@ def test_a_new_version_is_deployed_under_load_and_rolled_back(
             reason for reason in stream.reasons() if re.search(r"ConnectionRefused|: 5\d\d|TimeoutError", reason)
         ]
         assert trouble == [], stream.reasons()
-        check(deployment, stream, 180)
+        check(deployment, stream, 120 + len(stream.attempts) / 20)
     assert min(len(smtp.attempts), len(rest.attempts)) > RATE * 20
 
     again = deployment.controller.playbook("playbooks/deploy.yml").ok()
