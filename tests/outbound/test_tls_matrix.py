@@ -3,13 +3,14 @@
 import asyncio
 import ssl
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import authority
 import pytest
+import uvloop
 from authority import Authority, Issued, issue
 
 from remails.config import Outbound
@@ -247,6 +248,15 @@ async def served(server: Server, directory: Path) -> AsyncIterator[tuple[int, Ma
         await mailbox.close()
 
 
+async def none() -> None:
+    """There is no other form of it."""
+
+
+async def ours(_: Sequence[str]) -> bool:
+    """It is ours to send."""
+    return True
+
+
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
 @pytest.mark.parametrize(
     ("server", "security", "expected"), [row[1:] for row in ROWS], ids=[f"{row[0]}, {row[2].policy}" for row in ROWS]
@@ -262,13 +272,22 @@ def test_server(server: Server, security: Security, expected: Sent | Refused, di
                 session = await transport.connect(settings, place)
             except transport.Broken as broken:
                 return broken, mailbox.records
-            envelope = Envelope("a@relay.example", ["b@example.net"], b"Subject: x\r\n\r\nx\r\n", False, False)
-            replies = await session.offer(envelope)
+            replies = await session.offer(
+                Envelope(
+                    mail_from="a@relay.example",
+                    recipients=["b@example.net"],
+                    wire=b"Subject: x\r\n\r\nx\r\n",
+                    eight_bit=False,
+                    seven_bit=none,
+                    smtputf8=False,
+                    begin=ours,
+                )
+            )
             assert replies["b@example.net"].code == 250, replies
             await session.close()
             return session, await mailbox.wait(1)
 
-    outcome, records = asyncio.run(main())
+    outcome, records = uvloop.run(main())  # the loop of the service
     if isinstance(expected, Refused):
         assert isinstance(outcome, transport.Broken), outcome.secured
         assert outcome.reply.phase == "tls"
