@@ -1,17 +1,16 @@
 """The network interface: real addresses, neighbours and connections, in network namespaces of our own. Needs root."""
 
 import contextlib
-import ctypes
 import errno
 import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+import namespaces
 import pytest
+from namespaces import inside, ip
 
 from remails.ipagent.fence import Fence
 from remails.ipagent.interface import MARK, Interface, check, watch
@@ -23,11 +22,6 @@ pytestmark = [
 ]
 
 IP, IP6 = "203.0.113.7", "2001:db8::7"
-CLONE_NEWNET = 0x40000000
-
-
-def _ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
 
 def _until(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -37,54 +31,17 @@ def _until(condition: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-@contextlib.contextmanager
-def _inside(namespace: str) -> Iterator[None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-    with (
-        Path(f"/proc/self/task/{threading.get_native_id()}/ns/net").open("rb") as here,
-        Path("/run/netns", namespace).open("rb") as there,
-    ):
-        assert libc.setns(there.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        try:
-            yield
-        finally:
-            assert libc.setns(here.fileno(), CLONE_NEWNET) == 0
-
-
 @pytest.fixture
 def network() -> Iterator[str]:
-    """Hosts a and b and a router r on one switch, all in namespaces; gives their common prefix."""
-    name = f"nic{os.getpid()}"
-    ends = {"a": "198.51.100.11", "b": "198.51.100.12", "r": "198.51.100.1"}
-    try:
-        for end in ("s", *ends):
-            _ip("netns", "add", f"{name}-{end}")
-        _ip("-n", f"{name}-s", "link", "add", "br0", "type", "bridge")
-        _ip("-n", f"{name}-s", "link", "set", "br0", "up")
-        for end, address in ends.items():
-            inside = ("-n", f"{name}-{end}")
-            _ip(
-                *("-n", f"{name}-s", "link", "add", f"p-{end}", "type", "veth", "peer", "name", "eth0"),
-                "netns",
-                f"{name}-{end}",
-            )
-            _ip("-n", f"{name}-s", "link", "set", f"p-{end}", "master", "br0", "up")
-            _ip(*inside, "link", "set", "lo", "up")
-            _ip(*inside, "addr", "add", f"{address}/24", "dev", "eth0")
-            _ip(*inside, "link", "set", "eth0", "up")
-            if end != "r":
-                _ip(*inside, "route", "add", "default", "via", ends["r"])
-        _ip("-n", f"{name}-r", "route", "add", "203.0.113.0/24", "dev", "eth0")
+    """Two hosts and a router."""
+    with namespaces.running() as name:
         yield name
-    finally:
-        for end in ("s", *ends):
-            subprocess.run(["ip", "netns", "del", f"{name}-{end}"], check=False, capture_output=True)
 
 
 @pytest.fixture
 def nic(network: str) -> Iterator[Interface]:
     """The interface of host a, in whose network the test runs."""
-    with _inside(f"{network}-a"):
+    with inside(f"{network}-a"):
         yield Interface()
 
 
@@ -92,12 +49,12 @@ def test_an_address_of_ours_is_added_with_our_mark_and_a_lifetime_and_removed(ni
     nic.add(IP, 100)
     assert (nic.ours(), IP in nic.present()) == ({IP}, True)
     check(IP)
-    shown = _ip("-d", "addr", "show", "dev", "eth0")
+    shown = ip("-d", "addr", "show", "dev", "eth0")
     assert f"inet {IP}/32" in shown
     assert "valid_lft 100sec" in shown or "valid_lft 99sec" in shown
     nic.add(IP, 1000)
-    assert "valid_lft 1000sec" in _ip("addr", "show", "dev", "eth0")
-    assert " src 198.51.100.11 " in _ip("route", "get", "192.0.2.1"), "the kernel never chooses it by itself"
+    assert "valid_lft 1000sec" in ip("addr", "show", "dev", "eth0")
+    assert " src 198.51.100.11 " in ip("route", "get", "192.0.2.1"), "the kernel never chooses it by itself"
     nic.remove(IP)
     nic.remove(IP)
     assert nic.ours() == set()
@@ -110,7 +67,7 @@ def test_an_ipv6_address_can_be_bound_at_once_and_is_never_chosen_by_the_kernel(
     nic.add(IP6, 100)
     check(IP6)
     nic.add(IP6, 100)
-    shown = _ip("-6", "addr", "show", "dev", "eth0")
+    shown = ip("-6", "addr", "show", "dev", "eth0")
     assert f"inet6 {IP6}/128" in shown
     assert "deprecated" in shown
     assert nic.ours() == {IP6}
@@ -120,12 +77,12 @@ def test_an_ipv6_address_can_be_bound_at_once_and_is_never_chosen_by_the_kernel(
 
 
 def test_addresses_of_others_are_never_touched(nic: Interface) -> None:
-    _ip("addr", "add", f"{IP}/32", "dev", "eth0")
-    before = _ip("addr", "show", "dev", "eth0")
+    ip("addr", "add", f"{IP}/32", "dev", "eth0")
+    before = ip("addr", "show", "dev", "eth0")
     nic.add(IP, 10)
     nic.remove(IP)
     nic.remove("198.51.100.11")
-    assert _ip("addr", "show", "dev", "eth0") == before
+    assert ip("addr", "show", "dev", "eth0") == before
     assert nic.ours() == set()
 
 
@@ -139,19 +96,19 @@ def test_neighbours_learn_who_has_the_address_now(network: str) -> None:
     a, b = Interface(), Interface("eth0")
 
     def reaches(end: str) -> bool:
-        with _inside(f"{network}-{end}"), socket.socket() as server:
+        with inside(f"{network}-{end}"), socket.socket() as server:
             server.bind((IP, 0))
             server.listen()
             port = server.getsockname()[1]
-            with _inside(f"{network}-r"), contextlib.suppress(OSError), socket.create_connection((IP, port), 0.5):
+            with inside(f"{network}-r"), contextlib.suppress(OSError), socket.create_connection((IP, port), 0.5):
                 return True
         return False
 
-    with _inside(f"{network}-a"):
+    with inside(f"{network}-a"):
         a.add(IP, 100)
         a.announce(IP)
     assert reaches("a")
-    with _inside(f"{network}-b"):
+    with inside(f"{network}-b"):
         b.add(IP, 100)
         b.announce(IP)
     assert reaches("b")
@@ -160,7 +117,7 @@ def test_neighbours_learn_who_has_the_address_now(network: str) -> None:
 def test_connections_from_an_address_that_is_removed_end_at_once(network: str, nic: Interface) -> None:
     nic.add(IP, 100)
     nic.announce(IP)
-    with _inside(f"{network}-r"):
+    with inside(f"{network}-r"):
         server = socket.create_server(("198.51.100.1", 0))
     port = server.getsockname()[1]
     with (
@@ -177,7 +134,7 @@ def test_connections_from_an_address_that_is_removed_end_at_once(network: str, n
 
 
 def test_an_address_that_others_take_off_is_back_at_once_and_one_that_is_given_up_is_not(network: str) -> None:
-    with _inside(f"{network}-a"):
+    with inside(f"{network}-a"):
         nic = Interface()
         clock = time.monotonic
         fence = Fence(30.0, nic, clock)
@@ -187,7 +144,7 @@ def test_an_address_that_others_take_off_is_back_at_once_and_one_that_is_given_u
         stop = threading.Event()
 
         def run() -> None:
-            with _inside(f"{network}-a"):
+            with inside(f"{network}-a"):
                 watch(lambda ip: (lost.append(ip), fence.restore(ip))[0], stop.is_set)
 
         watcher = threading.Thread(target=run)
@@ -206,7 +163,7 @@ def test_an_address_that_others_take_off_is_back_at_once_and_one_that_is_given_u
 
 def _flushed(nic: Interface, lost: list[str]) -> bool:
     """Take it off until the watcher, which begins some time, has seen it."""
-    _ip("addr", "flush", "dev", "eth0", "to", IP)
+    ip("addr", "flush", "dev", "eth0", "to", IP)
     time.sleep(0.05)
     return bool(lost)
 
@@ -226,9 +183,9 @@ def test_after_its_deadline_an_address_is_off_whatever_else_happens(nic: Interfa
 
 
 def test_there_is_no_such_interface(network: str) -> None:
-    with _inside(f"{network}-a"), pytest.raises(OSError, match="there is no network interface eth7"):
+    with inside(f"{network}-a"), pytest.raises(OSError, match="there is no network interface eth7"):
         Interface("eth7").add(IP, 10)
-    with _inside(f"{network}-s"), pytest.raises(OSError, match="there is no default route"):
+    with inside(f"{network}-s"), pytest.raises(OSError, match="there is no default route"):
         Interface().add(IP, 10)
 
 
