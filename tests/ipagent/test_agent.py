@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fakes.openstack import FloatingIp, OpenStack, Port
 
 from remails import config
 from remails.bus.client import Publisher, Subscriber
@@ -324,6 +325,32 @@ def test_a_lease_shorter_than_two_turns_is_refused(settings: Settings) -> None:
     wrong = msgspec.structs.replace(settings, ipagent=IpAgent(lease=9, interval=5))
     with pytest.raises(ConfigError, match=r"^ipagent\.lease: "):
         asyncio.run(service.serve(wrong, asyncio.Event()))
+
+
+def test_an_openstack_address_is_sent_from_by_one_of_the_hosts_own(
+    settings: Settings, db: Database, pool: Pool, tmp_path: Path
+) -> None:
+    """Which fixed address that is differs from host to host: the holder says so under its lease."""
+    neutron = OpenStack()
+    neutron.world.credentials = {"id": "secret"}
+    neutron.world.ports = {"port-1": Port("port-1", "mx1", HERE[:2]), "port-2": Port("port-2", "mx2", HERE[2:])}
+    neutron.world.floating_ips = {"fip": FloatingIp("fip", ELSEWHERE, "port-2", HERE[2])}
+    db.run(addresses.add, ELSEWHERE, pool.id, "openstack", "mx.example.com", provider_ref="fip", bind_ip=HERE[2])
+    (tmp_path / "provider_token").write_text("id:secret")
+    with neutron.serving() as url:
+        neutron.url = url
+        mine = IpAgent(
+            provider="openstack",
+            provider_url=f"{url}/v3",
+            server_ref="server-1",
+            port_ref="port-1",
+            fixed_addresses=tuple(HERE[:2]),
+            max_addresses=2,
+        )
+        changed = msgspec.structs.replace(settings, ipagent=mine, credentials_directory=str(tmp_path))
+        _turn(_agent(changed, db))
+    assert [(held.ip, held.bind_ip) for held in _held(db)] == [(ELSEWHERE, HERE[0])]
+    assert neutron.owners(neutron.world) == {ELSEWHERE: "mx1"}
 
 
 # As a process

@@ -328,6 +328,80 @@ def test_a_holder_that_cannot_use_an_address_loses_it_after_the_length_of_a_leas
     assert (taken.lease_host, taken.lease_epoch, taken.last_error) == (second.id, 2, "")
 
 
+def test_a_preferred_host_without_room_is_not_waited_for(conn: Connection) -> None:
+    pool = _pool(conn, 1)
+    preferred = _host(conn, "mx1", most=1)
+    assert len(leases.claim(conn, preferred.id, 30, 1)) == 1
+    other = _host(conn, "mx2")
+    addresses.add(conn, "198.51.100.50", pool.id, "static", "mx.example.com", preferred_host=preferred.id)
+    assert [one.ip for one in leases.claim(conn, other.id, 30, 5)] == ["198.51.100.50"]
+
+
+def test_a_host_that_refuses_firmly_leaves_a_free_address_and_its_preference_is_not_waited_for(
+    conn: Connection,
+) -> None:
+    _pool(conn, 1)
+    first, second = _host(conn, "mx1"), _host(conn, "mx2")
+    ip = "198.51.100.1"
+    addresses.prefer(conn, ip, first.id)
+    leases.refuse(conn, ip, first.id, 600, "409", is_firm=True)
+    assert leases.claim(conn, first.id, 30, 1) == []
+    assert [one.ip for one in leases.claim(conn, second.id, 30, 1)] == [ip]
+
+
+def test_a_host_that_refuses_for_want_of_luck_takes_what_is_free_but_nothing_from_another(conn: Connection) -> None:
+    _pool(conn, 1)
+    first, second = _host(conn, "mx1"), _host(conn, "mx2")
+    leases.refuse(conn, "198.51.100.1", second.id, 300, "503", is_firm=False)
+    [held] = leases.claim(conn, first.id, 30, 1)
+    leases.set_state(conn, held.ip, 1, "error", "503")
+    conn.execute("UPDATE addresses SET updated_at = now() - interval '31 s'")
+    assert leases.claim(conn, second.id, 30, 1) == []
+    _expire(conn, held.ip)
+    assert len(leases.claim(conn, second.id, 30, 1)) == 1
+
+
+def test_what_is_one_thing_at_the_provider_is_held_by_one_host(conn: Connection) -> None:
+    pool = _pool(conn)
+    first, second = _host(conn, "mx1"), _host(conn, "mx2")
+    for number in (1, 2, 3):
+        addresses.add(conn, f"2001:db8::{number}", pool.id, "static", "mx.example.com", provider_ref="net")
+    assert [one.ip for one in leases.claim(conn, first.id, 30, 5)] == ["2001:db8::1"], "the first, and then the others"
+    assert leases.claim(conn, second.id, 30, 5) == []
+    assert [one.ip for one in leases.claim(conn, first.id, 30, 5)] == ["2001:db8::2"]
+    addresses.ask_for(conn, "2001:db8::2", second.id)
+    assert {one.next_host for one in addresses.list_(conn)} == {second.id}, "they move together"
+
+
+def test_the_end_of_a_lease_that_nobody_gave_back_is_in_the_log(conn: Connection) -> None:
+    _pool(conn, 1)
+    [before] = _ready(conn, _host(conn, "mx1"))
+    _expire(conn, before.ip)
+    leases.claim(conn, _host(conn, "mx2").id, 30, 1)
+    assert _events(conn, before.ip)[-2:] == [("expired", 1), ("claimed", 2)]
+    [claimed, expired, *_] = addresses.events(conn, before.ip, 5)
+    assert (claimed.host, expired.host, expired.detail[:7]) == ("mx2", "mx1", "until: ")
+
+
+def test_the_time_in_a_state_is_counted_from_its_first_reason(conn: Connection) -> None:
+    _pool(conn, 1)
+    [held] = _ready(conn, _host(conn, "mx1"))
+    leases.set_state(conn, held.ip, 1, "error", "one")
+    first = addresses.get(conn, held.ip)
+    leases.set_state(conn, held.ip, 1, "error", "two")
+    second = addresses.get(conn, held.ip)
+    assert first is not None and second is not None
+    assert (second.updated_at, second.last_error) == (first.updated_at, "two")
+
+
+def test_two_hosts_cannot_be_the_same_server_unless_one_is_retired(conn: Connection) -> None:
+    first = addresses.register_host(conn, "mx1", "upcloud", "uuid", "", 5, "1")
+    with pytest.raises(Refused, match="Another host has this server_ref"):
+        addresses.register_host(conn, "mx2", "upcloud", "uuid", "", 5, "1")
+    addresses.desire(conn, first.id, "retired")
+    assert addresses.register_host(conn, "mx2", "upcloud", "uuid", "", 5, "1").name == "mx2"
+
+
 # What outbound may send from
 
 
