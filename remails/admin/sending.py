@@ -167,6 +167,14 @@ def domain_remove(act: Act, organization: str, name: str) -> None:
     act.log(owner.id, "deleted", "domain", found.id, {"name": found.name})
 
 
+_network_option = click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    help="From where it may be used, as in 198.51.100.0/24; may be repeated. Left out: from anywhere.",
+)
+
+
 @click.group
 def credential() -> None:
     """SMTP credentials of a project."""
@@ -181,10 +189,16 @@ def credential_list(act: Act, organization: str, project: str, as_json: bool) ->
     """List a project's SMTP credentials."""
     owner = named.project(act.conn, named.organization(act.conn, organization).id, project)
     rows = [
-        {"id": one.id, "username": one.username, "description": one.description, "created_at": one.created_at}
+        {
+            "id": one.id,
+            "username": one.username,
+            "description": one.description,
+            "networks": one.networks,
+            "created_at": one.created_at,
+        }
         for one in credentials.list_smtp(act.conn, owner.id)
     ]
-    output.show(rows, ("id", "username", "description", "created_at"), as_json=as_json)
+    output.show(rows, ("id", "username", "description", "networks", "created_at"), as_json=as_json)
 
 
 @credential.command("create")
@@ -192,18 +206,42 @@ def credential_list(act: Act, organization: str, project: str, as_json: bool) ->
 @click.argument("project")
 @click.argument("username")
 @click.option("--description", default="")
+@_network_option
 @output.json_option
 @connected
 def credential_create(
-    act: Act, organization: str, project: str, username: str, description: str, as_json: bool
+    act: Act,
+    organization: str,
+    project: str,
+    username: str,
+    description: str,
+    networks: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Make an SMTP credential; prints the user name and, this once, the password."""
     owner = named.organization(act.conn, organization)
     found = named.project(act.conn, owner.id, project)
     pepper = vault.Pepper(act.settings.credential("pepper"))
-    made, cleartext = credentials.create_smtp(act.conn, pepper, found, username, description)
-    act.log(owner.id, "created", "smtp_credential", made.id, {"username": made.username, "project": found.name})
+    made, cleartext = credentials.create_smtp(act.conn, pepper, found, username, description, networks)
+    details = {"username": made.username, "project": found.name, "networks": made.networks}
+    act.log(owner.id, "created", "smtp_credential", made.id, details)
     output.pairs({"id": made.id, "username": made.username, "password": cleartext}, as_json=as_json)
+
+
+@credential.command("restrict")
+@click.argument("organization")
+@click.argument("project")
+@click.argument("username")
+@_network_option
+@connected
+def credential_restrict(act: Act, organization: str, project: str, username: str, networks: tuple[str, ...]) -> None:
+    """Let an SMTP credential be used from these networks only; without any, from anywhere."""
+    owner = named.organization(act.conn, organization)
+    found = named.credential(act.conn, named.project(act.conn, owner.id, project), username)
+    changed = credentials.update_smtp(act.conn, found.project_id, found.id, allowed=networks)
+    assert changed is not None
+    details = {"username": found.username, "networks": changed.networks}
+    act.log(owner.id, "updated", "smtp_credential", found.id, details)
 
 
 @credential.command("remove")
@@ -231,25 +269,49 @@ def key() -> None:
 def key_list(act: Act, organization: str, as_json: bool) -> None:
     """List an organization's API keys."""
     rows = [
-        {"id": one.id, "role": one.role.value, "description": one.description, "created_at": one.created_at}
+        {
+            "id": one.id,
+            "role": one.role.value,
+            "description": one.description,
+            "networks": one.networks,
+            "created_at": one.created_at,
+        }
         for one in credentials.list_keys(act.conn, named.organization(act.conn, organization).id)
     ]
-    output.show(rows, ("id", "role", "description", "created_at"), as_json=as_json)
+    output.show(rows, ("id", "role", "description", "networks", "created_at"), as_json=as_json)
 
 
 @key.command("create")
 @click.argument("organization")
 @click.option("--role", type=click.Choice(["read_only", "maintainer"]), default="maintainer", show_default=True)
 @click.option("--description", default="")
+@_network_option
 @output.json_option
 @connected
-def key_create(act: Act, organization: str, role: str, description: str, as_json: bool) -> None:
+def key_create(
+    act: Act, organization: str, role: str, description: str, networks: tuple[str, ...], as_json: bool
+) -> None:
     """Make an API key; prints its id and, this once, its secret."""
     owner = named.organization(act.conn, organization)
     pepper = vault.Pepper(act.settings.credential("pepper"))
-    made, cleartext = credentials.create_key(act.conn, pepper, owner.id, description, Role(role))
-    act.log(owner.id, "created", "api_key", made.id, {"role": role, "description": made.description})
+    made, cleartext = credentials.create_key(act.conn, pepper, owner.id, description, Role(role), networks)
+    details = {"role": role, "description": made.description, "networks": made.networks}
+    act.log(owner.id, "created", "api_key", made.id, details)
     output.pairs({"id": made.id, "role": role, "password": cleartext}, as_json=as_json)
+
+
+@key.command("restrict")
+@click.argument("organization")
+@click.argument("key_id", metavar="ID")
+@_network_option
+@connected
+def key_restrict(act: Act, organization: str, key_id: str, networks: tuple[str, ...]) -> None:
+    """Let an API key be used from these networks only; without any, from anywhere."""
+    owner = named.organization(act.conn, organization)
+    found = named.key(act.conn, owner.id, key_id)
+    changed = credentials.update_key(act.conn, owner.id, found.id, allowed=networks)
+    assert changed is not None
+    act.log(owner.id, "updated", "api_key", found.id, {"networks": changed.networks})
 
 
 @key.command("remove")

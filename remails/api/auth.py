@@ -31,7 +31,7 @@ from remails import metrics, vault
 from remails.api.state import state
 from remails.db import Connection
 from remails.guard import network_of
-from remails.store import audit, credentials, organizations, users
+from remails.store import audit, credentials, networks, organizations, users
 from remails.store.ids import ApiKeyId, OrganizationId
 from remails.store.organizations import Organization
 from remails.store.users import Role, User
@@ -219,6 +219,10 @@ def _by_key(conn: Connection) -> Actor | None:
     if not state().pepper.matches(given.password or "", digest) or key is None:
         _note_failure("api_key", given.username or "", given.password or "")
         return None
+    if not networks.admit(key.networks, client_address()):
+        raise Forbidden(
+            f"This API key may not be used from {client_address()}. Add its network to those it may be used from."
+        )
     metrics.LOGINS.add(door="api_key", outcome="succeeded")
     return Actor("api_key", key.id, key.description, roles={key.organization_id: key.role})
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from remails.db import Connection, Database
 from remails.errors import Refused
 from remails.inbound.lookup import Lookup
-from remails.store import credentials
+from remails.store import credentials, networks
 from remails.submission import Sender
 from remails.vault import Pepper, new_secret
 
@@ -91,33 +91,42 @@ class Authenticator:
     def __init__(self, db: Database, pepper: Pepper) -> None:
         self._pepper = pepper
         # Digests, not passwords: they are what is remembered, and only for logins that were right.
-        self._lookup: Lookup[tuple[str, bytes], Sender] = Lookup(db, _senders)
+        self._lookup: Lookup[tuple[str, bytes], tuple[Sender, list[str]]] = Lookup(db, _senders)
 
-    async def __call__(self, login: Login) -> Sender:
-        """Whom `login` speaks for.
+    async def __call__(self, login: Login, client: str) -> Sender:
+        """Whom `login` speaks for, when a client of this address says it.
 
         Raises:
-            Refused: 535, for nobody.
+            Refused: 535, for nobody; 550 where it is right, but may not be used from there.
             Unavailable: the database cannot be reached.
         """
         if login.authzid not in ("", login.username):
             # Nobody may act as somebody else here, and to ignore the wish would send mail in another name than asked for.
             raise _invalid()
-        return await self._lookup((login.username, self._pepper.digest(login.password)))
+        sender, allowed = await self._lookup((login.username, self._pepper.digest(login.password)))
+        if not networks.admit(allowed, client):
+            # Said only to who knows the password; RFC 4954 §6 has no code for it.
+            text = f"This credential may not be used from {client}, add its network to those it may be used from"
+            raise Refused(550, "5.7.1", text, status=403)
+        return sender
 
 
 # Compared with where there is no such user name.
 _NOBODY = new_secret().encode()
 
 
-def _senders(conn: Connection, logins: Sequence[tuple[str, bytes]]) -> dict[tuple[str, bytes], Sender | Refused]:
+def _senders(
+    conn: Connection, logins: Sequence[tuple[str, bytes]]
+) -> dict[tuple[str, bytes], tuple[Sender, list[str]] | Refused]:
     names = {username for username, _ in logins if re.fullmatch(r"[a-zA-Z0-9_-]{2,128}", username)}
     known = {row.username: row for row in credentials.authenticate_smtp(conn, sorted(names))}
-    answers: dict[tuple[str, bytes], Sender | Refused] = {}
+    answers: dict[tuple[str, bytes], tuple[Sender, list[str]] | Refused] = {}
     for username, digest in logins:
         row = known.get(username)
         matches = hmac.compare_digest(row.digest if row else _NOBODY, digest)
         answers[username, digest] = (
-            Sender(row.organization_id, row.project_id, row.credential_id) if row and matches else _invalid()
+            (Sender(row.organization_id, row.project_id, row.credential_id), row.networks)
+            if row and matches
+            else _invalid()
         )
     return answers

@@ -53,7 +53,7 @@ class Handler:
         try:
             if self._guard.banned(network_of(client.address)):  # since it connected
                 raise Refused(454, "4.7.0", "Too many failed logins from your network, try again later", status=429)
-            client.sender = await self._authenticate(login)
+            client.sender = await self._authenticate(login, client.address)
         except Refused as refusal:
             client.failed_logins += 1
             log.warning("login failed", client=client.address, user=login.username)

@@ -143,7 +143,7 @@ def test_smtp_credential(terminal: Terminal, db: Database, pepper: Pepper, acme:
     (login,) = db.run(credentials.authenticate_smtp, [shown["username"]])
     assert pepper.matches(shown["password"], login.digest)
     (row,) = terminal.json("credential", "list", "Acme", "Shop")
-    assert set(row) == {"id", "username", "description", "created_at"} and row["description"] == "the shop"
+    assert set(row) == {"id", "username", "description", "networks", "created_at"} and row["description"] == "the shop"
     terminal.do("credential", "remove", "Acme", "Shop", "mailer")
     assert db.run(credentials.authenticate_smtp, [shown["username"]]) == []
 
@@ -154,9 +154,23 @@ def test_api_key(terminal: Terminal, db: Database, pepper: Pepper, acme: Organiz
     key = db.run(credentials.find_key, ApiKeyId(UUID(made["id"])))
     assert key is not None and pepper.matches(made["password"], key.digest) and key.role == "read_only"
     (row,) = terminal.json("key", "list", "Acme")
-    assert set(row) == {"id", "role", "description", "created_at"}
+    assert set(row) == {"id", "role", "description", "networks", "created_at"}
     terminal.do("key", "remove", "Acme", made["id"])
     assert "no API key" in terminal.refused("key", "remove", "Acme", made["id"])
+
+
+def test_networks_of_credentials_and_keys(terminal: Terminal, db: Database, acme: OrganizationId) -> None:
+    networks = ("--network", "198.51.100.0/24", "--network", "2001:db8::1")
+    terminal.do("credential", "create", "Acme", "Shop", "mailer", *networks)
+    key = terminal.json("key", "create", "Acme", *networks)["id"]
+    for listed in (("credential", "list", "Acme", "Shop"), ("key", "list", "Acme")):
+        assert terminal.json(*listed)[0]["networks"] == ["198.51.100.0/24", "2001:db8::1/128"]
+    terminal.do("credential", "restrict", "Acme", "Shop", "mailer", "--network", "192.0.2.1")
+    terminal.do("key", "restrict", "Acme", key)
+    assert terminal.json("credential", "list", "Acme", "Shop")[0]["networks"] == ["192.0.2.1/32"]
+    assert terminal.json("key", "list", "Acme")[0]["networks"] == []
+    assert "198.51.100.0/24" in terminal.refused("key", "restrict", "Acme", key, "--network", "198.51.100.1/24")
+    assert "192.0.2.1/32" in str(db.run(audit.list_, acme))
 
 
 def test_api_key_is_never_admin(terminal: Terminal, acme: OrganizationId) -> None:

@@ -161,6 +161,29 @@ def test_smtp_credentials(key: Caller, db: Database, pepper: Pepper, tenant: Ten
     assert log(key, tenant) == [(action, "smtp_credential", "api_key") for action in ("deleted", "updated", "created")]
 
 
+def test_networks_from_which_a_credential_may_be_used(admin: Caller, tenant: Tenant) -> None:
+    base = path(tenant, f"/projects/{tenant.project_id}/smtp_credentials")
+    made = admin.ok("POST", base, {"username": "billing", "networks": ["198.51.100.0/24", "2001:DB8::1"]})
+    assert made["networks"] == ["198.51.100.0/24", "2001:db8::1/128"]
+    assert admin.ok("PUT", f"{base}/{made['id']}", {"description": "x"})["networks"] == made["networks"]
+    assert admin.ok("PUT", f"{base}/{made['id']}", {"networks": []})["networks"] == []
+    for bad in (["198.51.100.1/24"], ["x"], ["\u00e9"], [f"192.0.2.{n}" for n in range(51)]):
+        answer = admin("POST", base, {"username": "other", "networks": bad})
+        assert (answer.status_code, answer.get_json()["field"].partition("[")[0]) == (422, "networks")
+
+
+def test_a_key_is_turned_away_from_elsewhere(admin: Caller, app: flask.Flask, tenant: Tenant) -> None:
+    base = path(tenant, "/api_keys")
+    made = admin.ok("POST", base, {"role": "read_only", "networks": ["198.51.100.0/24"]})
+    caller = Caller(app.test_client(), basic(made["id"], made["password"]))
+    assert caller("GET", path(tenant), environ_base={"REMOTE_ADDR": "198.51.100.7"}).status_code == 200
+    refused = caller("GET", path(tenant), environ_base={"REMOTE_ADDR": "192.0.2.1"})
+    assert refused.status_code == 403 and "192.0.2.1" in refused.get_json()["detail"]
+    assert admin.ok("PUT", f"{base}/{made['id']}", {"networks": ["192.0.2.0/28"]})["networks"] == ["192.0.2.0/28"]
+    assert caller("GET", path(tenant), environ_base={"REMOTE_ADDR": "192.0.2.1"}).status_code == 200
+    assert admin("GET", base).get_json()[-1]["networks"] == ["192.0.2.0/28"]
+
+
 def test_api_keys(admin: Caller, app: flask.Flask, tenant: Tenant) -> None:
     base = path(tenant, "/api_keys")
     made = admin.ok("POST", base, {"description": "shop", "role": "read_only"})

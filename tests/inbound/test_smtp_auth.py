@@ -1,5 +1,6 @@
 """STARTTLS and AUTH: what is offered when, both mechanisms, every way to get them wrong."""
 
+import re
 import socket
 import ssl
 import time
@@ -276,3 +277,31 @@ def assert_not_logged(caplog: pytest.LogCaptureFixture, secret: str) -> None:
     assert caplog.records
     assert secret not in text
     assert b64(secret) not in text
+
+
+def test_a_credential_for_certain_networks(run: Callable[..., Running], acme: Tenant, db: Database) -> None:
+    """The address that counts is the client's, which a trusted proxy tells."""
+
+    def allow(*networks: str) -> None:
+        with db.transaction() as conn:
+            (one,) = credentials.list_smtp(conn, acme.project_id)
+            credentials.update_smtp(conn, acme.project_id, one.id, allowed=networks)
+
+    inbound = run(inbound={"proxy_trusted": ["127.0.0.0/8"]})
+    right = f"AUTH PLAIN {plain(acme.smtp_username, acme.smtp_password)}"
+
+    def reply(line: str, client: str) -> str:
+        with inbound.connect() as dialogue:
+            dialogue.send(f"PROXY TCP{6 if ':' in client else 4} {client} {client} 4000 587\r\n".encode())
+            assert dialogue.reply().startswith("220 ")
+            dialogue.say("EHLO x")
+            dialogue.start_tls()
+            dialogue.say("EHLO x")
+            return dialogue.say(line)
+
+    allow("198.51.100.0/24", "2001:db8::/32")
+    assert reply(right, "198.51.100.7").startswith("235 2.7.0")
+    assert reply(right, "2001:db8::7").startswith("235 2.7.0")
+    assert re.match(r"550 5\.7\.1 .*203\.0\.113\.9", reply(right, "203.0.113.9"))
+    wrong = f"AUTH PLAIN {plain(acme.smtp_username, 'wrong')}"
+    assert reply(wrong, "203.0.113.9").startswith("535 5.7.8"), "who does not know the password learns nothing"

@@ -95,7 +95,7 @@ def test_smtp_credentials_of_another_project(conn: Connection, pepper: Pepper, s
     made, _ = credentials.create_smtp(conn, pepper, shop, "mailer", "")
 
     assert credentials.get_smtp(conn, other.id, made.id) is None
-    assert credentials.update_smtp(conn, other.id, made.id, "stolen") is None
+    assert credentials.update_smtp(conn, other.id, made.id, description="stolen") is None
     assert not credentials.remove_smtp(conn, other.id, made.id)
     assert credentials.list_smtp(conn, other.id) == []
 
@@ -103,7 +103,7 @@ def test_smtp_credentials_of_another_project(conn: Connection, pepper: Pepper, s
 def test_smtp_update_and_remove(conn: Connection, pepper: Pepper, shop: Project) -> None:
     made, _ = credentials.create_smtp(conn, pepper, shop, "mailer", "old")
 
-    changed = credentials.update_smtp(conn, shop.id, made.id, "new")
+    changed = credentials.update_smtp(conn, shop.id, made.id, description="new")
     assert changed is not None and changed.description == "new"
     assert credentials.remove_smtp(conn, shop.id, made.id)
     assert credentials.authenticate_smtp(conn, [made.username]) == []

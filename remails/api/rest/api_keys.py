@@ -8,6 +8,7 @@ from werkzeug.exceptions import NotFound
 
 from remails.api import auth, changes
 from remails.api.operations import Noun
+from remails.api.rest.smtp_credentials import Networks
 from remails.api.state import state
 from remails.store import credentials
 from remails.store.ids import ApiKeyId, OrganizationId
@@ -30,6 +31,7 @@ class ApiKey(Struct, kw_only=True):
     role: KeyRole
     created_at: datetime
     updated_at: datetime
+    networks: Networks
 
 
 class ApiKeyWithPassword(ApiKey, kw_only=True):
@@ -43,6 +45,7 @@ class NewApiKey(Struct, kw_only=True, forbid_unknown_fields=True):
 
     description: Description = ""
     role: KeyRole
+    networks: Networks = []
 
 
 class ApiKeyChange(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +53,7 @@ class ApiKeyChange(Struct, kw_only=True, forbid_unknown_fields=True):
 
     description: Description | None = None
     role: KeyRole | None = None
+    networks: Networks | None = None
 
 
 @noun.operation("GET", PATH, auth.member(Role.maintainer, keys=False))
@@ -64,7 +68,7 @@ def create(*, body: NewApiKey) -> ApiKeyWithPassword:
     """Make an API key. Its password is in the answer, and never to be had again."""
     with state().db.transaction() as conn:
         made, password = credentials.create_key(
-            conn, state().pepper, auth.organization().id, body.description, body.role
+            conn, state().pepper, auth.organization().id, body.description, body.role, body.networks
         )
         changes.record(conn, "created", "api_key", made.id, body)
     return ApiKeyWithPassword(
@@ -74,6 +78,7 @@ def create(*, body: NewApiKey) -> ApiKeyWithPassword:
         role=made.role,
         created_at=made.created_at,
         updated_at=made.updated_at,
+        networks=made.networks,
         password=password,
     )
 
@@ -83,7 +88,12 @@ def update(api_key_id: ApiKeyId, *, body: ApiKeyChange) -> ApiKey:
     """Change an API key."""
     with state().db.transaction() as conn:
         changed = credentials.update_key(
-            conn, auth.organization().id, api_key_id, description=body.description, role=body.role
+            conn,
+            auth.organization().id,
+            api_key_id,
+            description=body.description,
+            role=body.role,
+            allowed=body.networks,
         )
         if changed is None:
             raise NotFound("The organization has no such API key.")
@@ -111,4 +121,5 @@ def _shown(row: credentials.ApiKey) -> ApiKey:
         role=row.role,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        networks=row.networks,
     )

@@ -10,7 +10,7 @@ from remails.api import auth, changes
 from remails.api.operations import Noun
 from remails.api.rest import projects
 from remails.api.state import state
-from remails.store import credentials
+from remails.store import credentials, networks
 from remails.store.ids import ProjectId, SmtpCredentialId
 from remails.store.users import Role
 
@@ -19,6 +19,13 @@ noun = Noun("SMTP credentials", "User names and passwords with which programs ha
 PATH = "/organizations/{organization_id}/projects/{project_id}/smtp_credentials"
 
 Description = Annotated[str, Meta(max_length=500)]
+Networks = Annotated[
+    list[Annotated[str, Meta(max_length=50)]],
+    Meta(
+        max_length=networks.MOST,
+        description="From where it may be used, as in `198.51.100.0/24` or `2001:db8::1`; empty: from anywhere.",
+    ),
+]
 
 
 class SmtpCredential(Struct, kw_only=True):
@@ -30,6 +37,7 @@ class SmtpCredential(Struct, kw_only=True):
     project_id: ProjectId
     created_at: datetime
     updated_at: datetime
+    networks: Networks
 
 
 class SmtpCredentialWithPassword(SmtpCredential, kw_only=True):
@@ -49,12 +57,14 @@ class NewSmtpCredential(Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ]
     description: Description = ""
+    networks: Networks = []
 
 
 class SmtpCredentialChange(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to change."""
+    """What to change; what is left out stays."""
 
-    description: Description
+    description: Description | None = None
+    networks: Networks | None = None
 
 
 @noun.operation("GET", PATH, auth.member(Role.read_only))
@@ -70,7 +80,9 @@ def create(project_id: ProjectId, *, body: NewSmtpCredential) -> SmtpCredentialW
     """Make an SMTP credential. Its password is in the answer, and never to be had again."""
     with state().db.transaction() as conn:
         project = projects.find(conn, project_id)
-        made, password = credentials.create_smtp(conn, state().pepper, project, body.username, body.description)
+        made, password = credentials.create_smtp(
+            conn, state().pepper, project, body.username, body.description, body.networks
+        )
         changes.record(conn, "created", "smtp_credential", made.id, body)
     return SmtpCredentialWithPassword(
         id=made.id,
@@ -79,6 +91,7 @@ def create(project_id: ProjectId, *, body: NewSmtpCredential) -> SmtpCredentialW
         project_id=made.project_id,
         created_at=made.created_at,
         updated_at=made.updated_at,
+        networks=made.networks,
         cleartext_password=password,
     )
 
@@ -90,10 +103,12 @@ def update(
     *,
     body: SmtpCredentialChange,
 ) -> SmtpCredential:
-    """Change the description of an SMTP credential."""
+    """Change an SMTP credential. Who is logged in with it stays so."""
     with state().db.transaction() as conn:
         projects.find(conn, project_id)
-        changed = credentials.update_smtp(conn, project_id, smtp_credential_id, body.description)
+        changed = credentials.update_smtp(
+            conn, project_id, smtp_credential_id, description=body.description, allowed=body.networks
+        )
         if changed is None:
             raise NotFound("The project has no such SMTP credential.")
         changes.record(conn, "updated", "smtp_credential", smtp_credential_id, body)

@@ -52,6 +52,11 @@ def notice() -> str | None:
     return NOTICES.get(request.args.get("done", ""))
 
 
+def words(name: str) -> list[str]:
+    """What stands in a field of the form, between commas and blanks."""
+    return request.form.get(name, "").replace(",", " ").split()
+
+
 def found(value: T | None) -> T:
     """The value; raises NotFound for none."""
     if value is None:

@@ -31,8 +31,10 @@ def new_POST(organization_id: OrganizationId) -> Response:
         if role not in ("read_only", "maintainer"):
             raise constraints.invalid("Choose what the key may do.", "role")
         with state().db.transaction() as conn:
-            made, secret = credentials.create_key(conn, state().pepper, organization_id, description, Role(role))
-            details = {"description": made.description, "role": made.role}
+            made, secret = credentials.create_key(
+                conn, state().pepper, organization_id, description, Role(role), answers.words("networks")
+            )
+            details = {"description": made.description, "role": made.role, "networks": made.networks}
             changes.record(conn, "created", "api_key", made.id, details)
             project = next(iter(projects.list_(conn, organization_id)), None)
             own = [d for d in domains.list_(conn, organization_id) if project and project.id in d.project_ids]

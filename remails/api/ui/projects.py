@@ -109,13 +109,15 @@ def new_credential_POST(organization_id: OrganizationId, project_id: ProjectId) 
     try:
         with state().db.transaction() as conn:
             project = answers.found(projects.get(conn, organization_id, project_id))
-            made, password = credentials.create_smtp(conn, state().pepper, project, username, description[:500])
+            made, password = credentials.create_smtp(
+                conn, state().pepper, project, username, description[:500], answers.words("networks")
+            )
             changes.record(
                 conn,
                 "created",
                 "smtp_credential",
                 made.id,
-                {"username": made.username},
+                {"username": made.username, "networks": made.networks},
             )
             own = [d for d in domains.list_(conn, organization_id) if project.id in d.project_ids]
     except Refused as refusal:
