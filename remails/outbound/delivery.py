@@ -13,7 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from remails.config import Outbound
 from remails.errors import Unavailable
@@ -26,6 +28,7 @@ from remails.outbound import transport
 from remails.outbound.destinations import Busy, Destination, Destinations
 from remails.outbound.guard import Guard
 from remails.outbound.holdings import Holding, Holdings
+from remails.outbound.protocol import Exchange
 from remails.outbound.route import Router, Target
 from remails.outbound.security import Secured, Security
 from remails.outbound.transport import Envelope, Place
@@ -65,6 +68,8 @@ class Try:
     milliseconds: int = 0
     is_alone: bool = True
     """Whether the answer was for this recipient and nobody else."""
+    servers: tuple[dict[str, Any], ...] = ()
+    """What was said with each server that was tried, as the timeline keeps it."""
 
 
 class _Message:
@@ -215,7 +220,10 @@ class Courier:
         for target in sorted(targets, key=lambda one: one.host in avoided):
             security = rules[target.host]
             if isinstance(security, Reply):
-                tries.update((recipient, Try(security, target)) for recipient in waiting)
+                for recipient in waiting:
+                    tries[recipient] = Try(
+                        security, target, servers=_servers(tries.get(recipient), target, security, 0)
+                    )
                 continue
             started = time.monotonic()
             place = Place(target, holding.bind_ip, holding.ehlo_name, security)
@@ -224,7 +232,11 @@ class Courier:
             shared = Counter(map(id, replies.values()))
             for recipient, answer in replies.items():
                 secured = session.secured if session else Secured(security.policy)
-                tries[recipient] = Try(answer, target, secured, took, is_alone=shared[id(answer)] == 1)
+                servers = _servers(
+                    tries.get(recipient), target, answer, took, session.dialogue(recipient) if session else ()
+                )
+                alone = shared[id(answer)] == 1
+                tries[recipient] = Try(answer, target, secured, took, is_alone=alone, servers=servers)
             waiting = [recipient for recipient in waiting if retry.decide(tries[recipient].answer).next_host]
             if not waiting or self._holdings.get(holding.ip) is None:
                 break
@@ -276,6 +288,7 @@ class Courier:
                 tls_policy=tried.secured.policy if tried.secured else None,
                 tls_verified=tried.secured.verified if tried.secured else None,
                 tls_note=tried.secured.note if tried.secured else "",
+                servers=msgspec.json.encode(tried.servers).decode(),
             ),
             bounce.blame(tried.answer, claim.recipient, is_alone=tried.is_alone) if status == "failed" else Blame.NONE,
         )
@@ -326,6 +339,15 @@ class Courier:
             reply=f"{result.code or ''} {result.enhanced or ''} {result.text}".strip(),
             ms=result.milliseconds,
         )
+
+
+def _servers(
+    before: Try | None, target: Target, answer: Reply, took: int, dialogue: Sequence[Exchange] = ()
+) -> tuple[dict[str, Any], ...]:
+    """The servers tried before, and this one."""
+    steps = [{"command": one.command, "reply": one.reply, "milliseconds": one.milliseconds} for one in dialogue]
+    this = {"mx_host": target.host, "mx_ip": target.ip, "reply": answer.line, "milliseconds": took, "steps": steps}
+    return (*(before.servers if before else ()), this)
 
 
 def _in_words(decision: Decision, status: str, again: datetime | None) -> str:

@@ -6,11 +6,25 @@ marks the connection as `stale`: a server that is about to close an idle connect
 """
 
 import re
+import ssl
+import time
+from collections import deque
+from dataclasses import dataclass
 
 from aiosmtplib import SMTPException, SMTPResponse, SMTPResponseException
 from aiosmtplib.protocol import MAX_RESPONSE_LENGTH, SMTPProtocol
 
+_LONGEST_SHOWN = 2000  # characters of one reply that are kept
 _LINE = re.compile(rb"([2-5]\d\d)(?:([ -])([^\n]*))?\r?\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A step of a dialogue: the command, its reply word for word, and how long that took since the step before."""
+
+    command: str
+    reply: str
+    milliseconds: int
 
 
 class Protocol(SMTPProtocol):
@@ -18,6 +32,10 @@ class Protocol(SMTPProtocol):
 
     def __init__(self) -> None:
         super().__init__()
+        self.dialogue: list[Exchange] = []
+        """What was said since somebody cleared it."""
+        self._asked: deque[str] = deque(["(banner)"])
+        self._since = time.monotonic()
         self._awaited = 1
         """Replies asked for and not read yet: the banner, at first."""
         self._is_reading = False
@@ -63,22 +81,56 @@ class Protocol(SMTPProtocol):
             )
         return SMTPResponse(codes.pop(), "\n".join(texts))
 
+    def heard(self, command: str, reply: str) -> None:
+        """Note a step of the dialogue that ends now."""
+        now = time.monotonic()
+        clean = reply.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # O25
+        shown = "".join(c if c.isprintable() or c == "\n" else " " for c in clean)[:_LONGEST_SHOWN]
+        self.dialogue.append(Exchange(command[:_LONGEST_SHOWN], shown, round((now - self._since) * 1000)))
+        self._since = now
+
+    async def execute_command(self, *args: bytes, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109  # aiosmtplib's signature
+        """Send a command and read its reply."""
+        self._begin(b" ".join(args))
+        return await super().execute_command(*args, timeout=timeout)
+
+    async def start_tls(
+        self,
+        tls_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  # aiosmtplib's signature
+    ) -> SMTPResponse:
+        """Put the connection under TLS."""
+        self._begin(b"STARTTLS")
+        response = await super().start_tls(tls_context, server_hostname, timeout)
+        self.heard("(TLS handshake)", "")
+        return response
+
+    def _begin(self, *commands: bytes) -> None:
+        if not self._asked:
+            self._since = time.monotonic()
+        self._asked.extend(command.decode("utf-8", "replace") for command in commands)
+
     def ask(self, data: bytes, replies: int) -> None:
         """Send commands whose replies, so many, are read one by one. Raises SMTPServerDisconnected."""
+        self._begin(*(data.splitlines() or [b"(message)"]))
         self._awaited += replies
         self.write(data)
 
     async def read_response(self, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109  # aiosmtplib's signature
         """The next reply, in the order of the commands."""
         self._awaited = max(self._awaited, 1)
+        command = self._asked.popleft() if self._asked else ""
         try:
             # What came early is read even when the connection has been closed behind it.
-            early = self._read_response_from_buffer()
-            if early is not None:
-                return early
-            self._is_reading = True
-            return await super().read_response(timeout)
-        except SMTPException:
+            reply = self._read_response_from_buffer()
+            if reply is None:
+                self._is_reading = True
+                reply = await super().read_response(timeout)
+            self.heard(command, f"{reply.code} {reply.message}".strip())
+            return reply
+        except SMTPException as error:
+            self.heard(command, error.message)
             self.stale = True
             raise
         finally:

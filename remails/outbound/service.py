@@ -264,7 +264,7 @@ class Outbound:
         return [begun.delivery_id in ours for begun in batch]
 
     async def _record(self, batch: Sequence[tuple[Claim, Result, Blame]]) -> list[None]:
-        await self._db.call(_record, batch)
+        await self._db.call(_record, batch, self._settings.host)
         self._drop([claim for claim, _, _ in batch])
         for claim, result, _ in batch:
             metrics.DELIVERIES.add(outcome=result.kind)
@@ -302,8 +302,8 @@ class Outbound:
                 await self._db.call(queue.release, held)
 
 
-def _record(conn: Connection, batch: Sequence[tuple[Claim, Result, Blame]]) -> None:
-    queue.record_many(conn, [result for _, result, _ in batch])
+def _record(conn: Connection, batch: Sequence[tuple[Claim, Result, Blame]], host: str) -> None:
+    queue.record_many(conn, [result for _, result, _ in batch], host)
     bad = [
         suppressions.Bounced(claim.organization_id, _key(claim), blame is Blame.SURELY, _reason(result))
         for claim, result, blame in batch

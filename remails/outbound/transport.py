@@ -16,6 +16,7 @@ import contextlib
 import errno
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from remails.config import Outbound
 from remails.errors import Unavailable
 from remails.mail import dane, reply, retry
 from remails.mail.reply import Phase, Reply
-from remails.outbound.protocol import Protocol
+from remails.outbound.protocol import Exchange, Protocol
 from remails.outbound.route import Target
 from remails.outbound.security import Secured, Security, Trust, presented, server_name, trust
 
@@ -113,10 +114,12 @@ async def _connected(settings: Outbound, place: Place) -> Protocol:
     target, source = place.target, place.source
     sock = _bound(source)
     where = f"{target.host} [{target.ip}]"
+    started = time.monotonic()
     try:
         async with asyncio.timeout(settings.connect_timeout):
             await loop.sock_connect(sock, (target.ip, settings.port))
         _, protocol = await loop.create_connection(Protocol, sock=sock)
+        protocol.dialogue.append(Exchange("(connect)", "", round((time.monotonic() - started) * 1000)))
     except TimeoutError:
         sock.close()
         raise Broken(reply.lost(Phase.CONNECT, f"no answer from {where}")) from None
@@ -193,6 +196,8 @@ class Session:
         """
         begun = self.messages > 0
         self.messages += 1
+        if begun:
+            self._protocol.dialogue.clear()
         replies: dict[str, Reply] = {}
         waiting = list(envelope.recipients)
         while waiting:
@@ -210,6 +215,11 @@ class Session:
             surplus = [one for one in batch if retry.asks_for_another_transaction(replies[one])]
             waiting = [*(surplus if transaction.accepted else []), *waiting[len(batch) :]]
         return replies
+
+    def dialogue(self, recipient: str) -> list[Exchange]:
+        """What was said about the last message, with the server or of this recipient."""
+        own = f"RCPT TO:<{recipient}>"
+        return [one for one in self._protocol.dialogue if not one.command.startswith("RCPT ") or one.command == own]
 
     async def close(self) -> None:
         """Say QUIT and close."""

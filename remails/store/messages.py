@@ -215,6 +215,11 @@ class TimelineEntry:
     mx_ip: str | None
     tls: str | None
     milliseconds: int | None
+    host: str | None
+    """The sending host that made the attempt."""
+    servers: list[dict[str, Any]]
+    """Each server that was tried in this attempt, the last one decided: mx_host, mx_ip, reply, milliseconds, steps (command,
+    reply, milliseconds)."""
     cause: str
     """Why, and what happens next, in words; empty where the kind says it all."""
     tls_policy: str | None
@@ -330,7 +335,7 @@ def timeline(conn: Connection, organization_id: OrganizationId, message_id: Mess
         return cursor.execute(
             """
             SELECT t.id, t.delivery_id, t.at, t.kind, t.text, t.code, t.enhanced, host(t.source) AS source, t.mx_host,
-                host(t.mx_ip) AS mx_ip, t.tls, t.milliseconds, t.cause, t.tls_policy, t.tls_verified,
+                host(t.mx_ip) AS mx_ip, t.tls, t.milliseconds, t.host, t.servers, t.cause, t.tls_policy, t.tls_verified,
                 t.tls_note
             FROM timeline t JOIN messages m ON m.id = t.message_id
             WHERE t.message_id = %s AND m.organization_id = %s ORDER BY t.id

@@ -77,6 +77,8 @@ class Result:
     tls_policy: str | None = None
     tls_verified: bool | None = None
     tls_note: str = ""
+    servers: str = "[]"
+    """JSON: each server that was tried, in order, with what was said step by step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +263,8 @@ def begin(conn: Connection, begun: Sequence[Begun]) -> set[DeliveryId]:
         return set(rows.fetchall())
 
 
-def record_many(conn: Connection, results: Sequence[Result]) -> set[DeliveryId]:
-    """Record results and their timeline; returns the deliveries that were still ours to decide.
+def record_many(conn: Connection, results: Sequence[Result], host: str | None = None) -> set[DeliveryId]:
+    """Record results and their timeline, made on `host`; returns the deliveries that were still ours to decide.
 
     The timeline gets every entry: what a late worker did happened all the same.
     """
@@ -272,15 +274,16 @@ def record_many(conn: Connection, results: Sequence[Result]) -> set[DeliveryId]:
             WITH result AS (
                 SELECT * FROM unnest(%s::bigint[], %s::uuid[], %s::int[], %s::text[], %s::text[], %s::text[],
                     %s::timestamptz[], %s::bool[], %s::smallint[], %s::text[], %s::text[], %s::text[], %s::text[],
-                    %s::text[], %s::int[], %s::text[], %s::bool[], %s::text[], %s::bool[], %s::text[])
+                    %s::text[], %s::int[], %s::text[], %s::bool[], %s::text[], %s::bool[], %s::text[],
+                    %s::text[])
                     AS r (delivery_id, message_id, claim_epoch, status, kind, text, next_attempt_at, counts, code,
                         enhanced, source, mx_host, mx_ip, tls, milliseconds, cause, is_delayed, tls_policy,
-                        tls_verified, tls_note)),
+                        tls_verified, tls_note, servers)),
             entry AS (
                 INSERT INTO timeline (message_id, delivery_id, kind, text, code, enhanced, source, mx_host, mx_ip, tls,
-                    milliseconds, cause, tls_policy, tls_verified, tls_note)
+                    milliseconds, cause, tls_policy, tls_verified, tls_note, servers, host)
                 SELECT message_id, delivery_id, kind, text, code, enhanced, source::inet, mx_host, mx_ip::inet, tls,
-                    milliseconds, cause, tls_policy, tls_verified, tls_note
+                    milliseconds, cause, tls_policy, tls_verified, tls_note, servers::jsonb, %s::text
                 FROM result),
             late AS (
                 INSERT INTO timeline (message_id, delivery_id, kind, text, cause)
@@ -303,7 +306,7 @@ def record_many(conn: Connection, results: Sequence[Result]) -> set[DeliveryId]:
                 AND (d.claim_epoch = r.claim_epoch OR r.status = 'delivered')
             RETURNING d.id
             """,
-            [list(column) for column in zip(*map(astuple, results), strict=True)],
+            [*(list(column) for column in zip(*map(astuple, results), strict=True)), host],
         )
         return set(rows.fetchall())
 

@@ -483,3 +483,40 @@ def test_an_address_in_utf8_needs_smtputf8(bench: Bench) -> None:
                 assert (row.status, row.last_enhanced) == ("failed", "5.6.7")
 
     run(main())
+
+
+def test_the_timeline_has_each_server_and_what_was_said_with_it(bench: Bench) -> None:
+    """Cases O10, O13: the server that did not do, then the dialogue of each recipient and of nobody else."""
+
+    async def main() -> None:
+        bench.zone["example.net", "MX"] = ["10 away.example.net.", "20 mx.example.net."]
+        async with bench.dns(), bench.serve(), bench.work():
+            bench.zone["example.net", "MX"] = ["10 away.example.net.", "20 mx.example.net."]
+            bench.zone["away.example.net", "A"] = ["127.0.0.29"]
+            message_id = await bench.submit("good@example.net", "bounce@example.net")
+            rows = await bench.deliveries(message_id)
+            entries = {one.delivery_id: one for one in await bench.timeline(message_id) if one.servers}
+            good, bounce = (entries[rows[name].id] for name in ("good@example.net", "bounce@example.net"))
+            assert good.host == "test"
+            away, mx = good.servers
+            assert (away["mx_host"], away["mx_ip"], away["steps"]) == ("away.example.net", "127.0.0.29", [])
+            assert "cannot connect" in away["reply"]
+            assert (mx["mx_host"], mx["reply"]) == ("mx.example.net", f"250 2.0.0 {good.text}")
+            said = [(step["command"].partition(" ")[0], step["reply"][:3]) for step in mx["steps"]]
+            assert said[:2] == [("(connect)", ""), ("(banner)", "220")]
+            assert said[-4:] == [("MAIL", "250"), ("RCPT", "250"), ("DATA", "354"), ("(message)", "250")]
+            assert [step["reply"] for step in mx["steps"] if step["command"] == "EHLO out-127-0-0-11.relay.example"]
+            assert all(step["milliseconds"] >= 0 for step in mx["steps"])
+            assert sum(step["milliseconds"] for step in mx["steps"]) <= mx["milliseconds"] + len(mx["steps"])
+            told = [step for step in bounce.servers[-1]["steps"] if step["command"].startswith("RCPT")]
+            assert [(step["command"], step["reply"]) for step in told] == [
+                ("RCPT TO:<bounce@example.net>", "550 5.1.1 No such user here")
+            ]
+
+            later = await bench.submit("good@example.net")
+            await bench.deliveries(later)
+            (entry,) = await bench.timeline(later)
+            steps = [step["command"].partition(" ")[0] for step in entry.servers[-1]["steps"]]
+            assert steps in (["RSET", "MAIL", "RCPT", "DATA", "(message)"], [word for word, _ in said])
+
+    run(main())

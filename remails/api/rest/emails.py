@@ -8,7 +8,7 @@ in the form the first version of this API had.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -182,6 +182,24 @@ class Delivery(Struct, kw_only=True):
     ]
 
 
+class Step(Struct, kw_only=True):
+    """A step of a dialogue with a server."""
+
+    command: Annotated[str, Meta(description="What we sent; in parentheses what is no command.")]
+    reply: Annotated[str, Meta(description="What the server said, word for word.")]
+    milliseconds: Annotated[int, Meta(description="Since the step before.")]
+
+
+class Server(Struct, kw_only=True):
+    """A server that was tried in an attempt."""
+
+    mx_host: str
+    mx_ip: str
+    reply: str
+    milliseconds: int
+    steps: list[Step]
+
+
 class TimelineEntry(Struct, kw_only=True):
     """Something that happened to a delivery."""
 
@@ -197,6 +215,8 @@ class TimelineEntry(Struct, kw_only=True):
     mx_ip: str | None
     tls: str | None
     milliseconds: int | None
+    host: Annotated[str | None, Meta(description="The host of ours that made the attempt.")]
+    servers: Annotated[list[Server], Meta(description="The servers that were tried, in order; the last one decided.")]
     cause: str
     """Why, and what happens next, in words."""
     tls_policy: Annotated[
@@ -531,16 +551,25 @@ _LEVELS: dict[str, Any] = {
 
 def _details(delivery: messages.Delivery, timeline: Sequence[messages.TimelineEntry]) -> RecipientDetails:
     delivered = delivery.finished_at if delivery.status == "delivered" else None
-    lines = [_line(entry) for entry in timeline if entry.delivery_id in (None, delivery.id)]
+    lines = [line for entry in timeline if entry.delivery_id in (None, delivery.id) for line in _lines(entry)]
     status = RecipientStatus(type=_TYPES.get(delivery.status, "None"), delivered=delivered)
     return RecipientDetails(status=status, log=Log(lines=lines))
+
+
+def _lines(entry: messages.TimelineEntry) -> Iterator[LogLine]:
+    """An entry as the first version of this API told it: the servers that did not do, then what came of it."""
+    for server in entry.servers[:-1]:
+        said = f"could not use {server['mx_host']} [{server['mx_ip']}]: {server['reply']}"
+        yield LogLine(time=entry.at, level="WARN", msg=said)
+    yield _line(entry)
 
 
 def _line(entry: messages.TimelineEntry) -> LogLine:
     where = f" by {entry.mx_host} [{entry.mx_ip}]" if entry.mx_host else ""
     proved = {True: " (verified)", False: " (not verified)", None: ""}[entry.tls_verified]
     how = f" over {entry.tls}{proved}" if entry.tls else ""
-    msg = f"{entry.kind}{where}{how}: {entry.text}" if entry.text else f"{entry.kind}{where}{how}"
+    said = " ".join(str(part) for part in (entry.code, entry.enhanced, entry.text or entry.cause) if part)
+    msg = f"{entry.kind}{where}{how}: {said}" if said else f"{entry.kind}{where}{how}"
     return LogLine(time=entry.at, level=_LEVELS.get(entry.kind, "INFO"), msg=msg)
 
 

@@ -1,5 +1,6 @@
 """The list of emails and the page of one: what they say, what they hide, when they refresh themselves."""
 
+import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -254,6 +255,19 @@ def test_the_page_of_a_mail_refreshes_itself_until_it_is_final(
     final = boss.get(path, **REGION)
     assert not final.one("section", id="progress").has("hx-get")
     assert not final.all("pre"), "the region has no content in it"
+
+
+def test_the_timeline_shows_the_dialogue_with_each_server(boss: Browser, home: str, send: Send, settle: Settle) -> None:
+    id_ = send("a@example.net")
+    away = {"mx_host": "away.example.net", "mx_ip": "192.0.2.24", "reply": "no answer", "milliseconds": 9, "steps": []}
+    said = {"command": "RCPT TO:<a@example.net>", "reply": "250 2.1.5 <b>Ok</b>\nreally", "milliseconds": 1234}
+    mx = {"mx_host": "mx.example.net", "mx_ip": "192.0.2.25", "reply": "250 Ok", "milliseconds": 1300, "steps": [said]}
+    settle(id_, "a@example.net", "delivered", 250, "Ok", servers=json.dumps([away, mx]))
+    details = boss.get(f"{home}/emails/{id_}").one("ol", class_="timeline").one("details")
+    assert details.one("summary").text == "2 servers tried"
+    first, second = (table.text for table in details.all("table"))
+    assert first == "away.example.net [192.0.2.24], 9 ms Time Command and reply 9 ms no answer"
+    assert "1 234 ms" in second and "RCPT TO:<a@example.net> 250 2.1.5 <b>Ok</b> really" in second
 
 
 def test_a_suppressed_recipient_is_told(
