@@ -2,9 +2,7 @@
 
 import smtplib
 import ssl
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from inbound.dialogue import Dialogue, plain
@@ -66,24 +64,6 @@ def test_smtplib(inbound: Running, acme: Tenant, stored: Callable[[], list[Store
     received = messages[0].raw.split(b"\r\nFrom:")[0]
     assert received.startswith(b"Received: from ") and b"with ESMTPSA" in received and b"TLSv1.3" in received
     assert messages[0].id.encode() in received
-
-
-@pytest.mark.needs("curl")
-@pytest.mark.parametrize("login", ["AUTH=PLAIN", "AUTH=LOGIN"])
-def test_curl(inbound: Running, acme: Tenant, stored: Callable[[], list[Stored]], tmp_path: Path, login: str) -> None:
-    """P20, P23: it logs in without initial response; another STARTTLS than that of Python."""
-    (tmp_path / "mail").write_bytes(b"From: a@acme.example\r\n\r\n.dot\r\n")
-    subprocess.run(
-        [
-            *("curl", "--silent", "--show-error", "--ssl-reqd", "--insecure", "--login-options", login),
-            *("--url", f"smtp://127.0.0.1:{inbound.port()}", "--user", f"{acme.smtp_username}:{acme.smtp_password}"),
-            *("--mail-from", "a@acme.example", "--mail-rcpt", "b@example.net"),
-            *("--mail-rcpt", "c@example.net", "--upload-file", str(tmp_path / "mail")),
-        ],
-        check=True,
-        timeout=30,
-    )
-    assert [(one.recipients, one.body) for one in stored()] == [(["b@example.net", "c@example.net"], b".dot\r\n")]
 
 
 def test_pipelined_transactions_are_answered_in_order(session: Dialogue, stored: Callable[[], list[Stored]]) -> None:
