@@ -205,7 +205,7 @@ def address_prefer(act: Act, ip: str, name: str) -> None:
 @click.argument("ip")
 @connected
 def address_retry(act: Act, ip: str) -> None:
-    """Forget what kept hosts from an address, after the cause was mended: it is tried again at once."""
+    """Forget what kept hosts from an address, after the cause was mended: it is tried again within a minute."""
     one = named.address(act.conn, ip)
     store.retry(act.conn, ip)
     act.log(None, "updated", "address", one.ip, {"retry": True})

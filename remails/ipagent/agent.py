@@ -5,7 +5,8 @@ Order up, per address: lease, attach at the provider, verify with the provider, 
 the next holder's attaching does that, at one instant. A host that stops or restarts does not step down: its leases
 outlive a restart, and mail goes on leaving.
 
-`keep` runs beside it, so that a provider that is slow to answer keeps no lease from being renewed, and so does the `fence`.
+`keep` runs beside it, so that a provider that is slow to answer keeps no lease from being renewed, and so does the `fence`; and
+`check_names`, so that nobody waits for DNS.
 Whatever is said about an address names the epoch of its lease, and is void after its end.
 
 A provider that does not answer changes nothing: an address that was ready stays so. One that is certainly not here is
@@ -115,6 +116,13 @@ class Agent:
             if self._now() - self._asked >= self._settings.interval:
                 await self._take()
 
+    async def check_names(self) -> None:
+        """Keep the reverse names of what is ready right, and warn of what receivers would not like. Raises Unavailable."""
+        host, held = self._me, self._held
+        for address in held:
+            if host is not None and address.state == "ready":
+                await self._check_names(host, address)
+
     async def rehearse(self) -> None:
         """Say what a turn would do, and do none of it. Raises Unavailable."""
         host, held = await self._db.call(self._lease_in_vain)
@@ -191,9 +199,6 @@ class Agent:
         log.debug("settled", host=host.name, held=len(held), changes=sum(changes))
         if orphans or any(changes):
             self._publisher.publish(AddressesChanged(host.name))
-        for address in held:
-            if address.state == "ready":
-                await self._check_names(host, address)
 
     def _remove_orphans(self, keep: set[str]) -> list[str]:
         try:
@@ -386,7 +391,6 @@ class Agent:
     # Names
 
     async def _check_names(self, host: Host, address: Address) -> None:
-        """Have its reverse name right, and warn of names that receivers would not like."""
         memory, now = self._memories.get(address.ip), self._now()
         if memory is None or (
             memory.names_checked[0] == address.ptr_name and now - memory.names_checked[1] < CHECK_NAMES

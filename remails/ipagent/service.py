@@ -79,6 +79,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             service.report(stop, look),
             service.forever("addresses", stop, mine.interval, holder.turn),
             service.forever("leases", stop, _KEEP_INTERVAL, holder.keep),
+            service.forever("names", stop, mine.interval, holder.check_names),
         )
     finally:
         holder.fence.close()

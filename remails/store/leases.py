@@ -166,7 +166,7 @@ def lock(conn: Connection, ip: str, epoch: int, seconds: float) -> bool:
     under it might be done after its end.
     """
     # Of a host that freezes now the lock ends with its session.
-    conn.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, true)", [str(int((seconds + 2) * 1000))])
+    conn.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, true)", [str(int(seconds * 2000))])
     return conn.execute(
         """
         SELECT pg_try_advisory_xact_lock(hashtextextended('address:' || %(ip)s, 0))

@@ -42,7 +42,9 @@ from remails.store.ids import HostId
 START = datetime(2030, 1, 1, tzinfo=UTC)
 LEASE, INTERVAL, TIMEOUT = 30.0, 5.0, 8.0
 URL = "http://upcloud.test/1.3"
-SESSION_ENDS = TIMEOUT + 5  # seconds after which the server ends a session that froze inside an attaching transaction
+SESSION_ENDS = 2 * (
+    TIMEOUT + 2
+)  # seconds after which the server ends a session that froze inside an attaching transaction
 
 PREPARE = """
 CREATE SCHEMA simulated;
@@ -163,7 +165,7 @@ class Host:
         if self.agent is None:
             return
         before, self.is_busy = self.is_busy, True
-        coroutine = self.agent.turn() if what == "turn" else self.agent.keep()
+        coroutine = self._turn(self.agent) if what == "turn" else self.agent.keep()
         try:
             if before:
                 asyncio.run_coroutine_threadsafe(coroutine, self.runner.get_loop()).result()
@@ -174,6 +176,10 @@ class Host:
         finally:
             self.is_busy = before
         self._look()
+
+    async def _turn(self, agent: Agent) -> None:
+        await agent.turn()
+        await agent.check_names()
 
     def _look(self) -> None:
         with contextlib.suppress(Unavailable):
