@@ -10,14 +10,16 @@ One customer has a pool of its own, the other sends from the shared one.
 import json
 import secrets
 import shlex
+import sys
 import tomllib
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
 from controller import Controller, Run
-from hosts import BYOIP, CONTROL, Fleet, Host, until
+from hosts import BYOIP, CLOUD, CONTROL, Fleet, until
 from load import Load, Rest, Smtp
 from world import World
 
@@ -33,20 +35,12 @@ GROUPS = {
     "database": ["data1"],
 }
 POOLS = {"shared": [f"{BYOIP}.11", f"{BYOIP}.12", f"{BYOIP}.13"], "acme": [f"{BYOIP}.21"]}
-HOLDERS = {f"{BYOIP}.11": "out1", f"{BYOIP}.12": "out2", f"{BYOIP}.13": "out3", f"{BYOIP}.21": "out1"}
+PREFERRED = {f"{BYOIP}.11": "out1", f"{BYOIP}.12": "out2", f"{BYOIP}.13": "out3", f"{BYOIP}.21": "out1"}
 REMAILS = "/opt/remails/current/bin/remails"
 API_PORT = 8000
 
-ADDRESS_UNIT = """\
-[Unit]
-Before=remails-ipagent.service
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/usr/bin/ip address replace %i/32 dev eth0
-[Install]
-WantedBy=multi-user.target
-"""
+FAKE = Path(__file__).parents[1] / "fakes/upcloud.py"
+CLOUD_PORT, ZONE, TOKEN = 8080, "nl-ams1", "ucat_of_the_fleet"
 
 
 def ptr_name(ip: str) -> str:
@@ -66,11 +60,32 @@ class Customer:
 
 
 class Deployment:
-    """An installation on the fleet."""
+    """An installation on the fleet.
+
+    Attributes:
+        began: when the hosts were bare, by the monotonic clock; None on a fleet that was kept.
+    """
+
+    began: float | None = None
 
     def __init__(self, fleet: Fleet, world: World) -> None:
         self.fleet, self.world = fleet, world
         self.controller = Controller(fleet, GROUPS, self.variables())
+        for ip in PREFERRED:
+            world.publish_address(ip, ptr_name(ip))
+        self._serve_cloud(fleet.directory / "cloud.json")
+
+    def _serve_cloud(self, file: Path) -> None:
+        """The provider, which the agents ask and which the switch obeys; it ends with the fleet."""
+        if file.exists():
+            return
+        servers = [
+            {"uuid": name, "hostname": name, "mac": self.fleet.hosts[name].mac, "ip": self.fleet.hosts[name].ip}
+            for name in GROUPS["ipagent"]
+        ]
+        told = {"tokens": [TOKEN], "zone": ZONE, "servers": servers, "addresses": [*PREFERRED]}
+        file.write_text(json.dumps(told), encoding="utf-8")
+        self.fleet.serve("world", [sys.executable, str(FAKE), f"{CLOUD}:{CLOUD_PORT}", self.fleet.name, str(file)])
 
     def variables(self) -> dict[str, Any]:
         """What the inventory says beside who is what; the secrets are the same as long as the fleet lives."""
@@ -87,10 +102,26 @@ class Deployment:
             "remails_hostname": "relay.test",
             **{f"remails_bus_{key}": value for key, value in bus.items()},
             **{f"remails_{path.name}": path.read_text(encoding="ascii").strip() for path in files},
+            "remails_provider_token": TOKEN,
+            "remails_settings": {
+                "ipagent": {
+                    "provider": "upcloud",
+                    "provider_url": f"http://{CLOUD}:{CLOUD_PORT}/1.3",
+                    "zone": ZONE,
+                    "server_ref": "{{ inventory_hostname }}",
+                }
+            },
             "api_listen": f"0.0.0.0:{API_PORT}",
             "ipagent_pools": [{"name": pool, "default": pool == "shared"} for pool in POOLS],
             "ipagent_addresses": [
-                {"ip": ip, "pool": pool, "ptr_name": ptr_name(ip), "preferred_host": HOLDERS[ip]}
+                {
+                    "ip": ip,
+                    "pool": pool,
+                    "ptr_name": ptr_name(ip),
+                    "provider": "upcloud",
+                    "zone": ZONE,
+                    "preferred_host": PREFERRED[ip],
+                }
                 for pool, addresses in POOLS.items()
                 for ip in addresses
             ],
@@ -129,23 +160,53 @@ class Deployment:
         )
         return [line.split("|") for line in said.splitlines()]
 
+    def holders(self) -> dict[str, str]:
+        """The host of each address that is ready."""
+        return {ip: row["host"] for ip, row in self.addresses().items() if row["state"] == "ready"}
+
+    def configured(self) -> dict[str, list[str]]:
+        """The hosts that have each address on their interface, cut off or not."""
+        here = {name: self.fleet.hosts[name] for name in GROUPS["ipagent"]}
+        said = {name: host.run("ip -4 addr", check=False) for name, host in here.items() if host.leader()}
+        return {ip: [name for name, text in said.items() if f" {ip}/" in text] for ip in PREFERRED}
+
     def waiting(self) -> int:
         """How many deliveries have no final state."""
         ((number,),) = self.sql("SELECT count(*) FROM deliveries WHERE status IN ('accepted', 'reattempt')")
         return int(number)
 
-    def bring_addresses(self) -> None:
-        """The provider's part: each address at its host, with its name in the DNS."""
-        for ip, holder in HOLDERS.items():
-            self.world.publish_address(ip, ptr_name(ip))
-            self.attach(ip, self.fleet.hosts[holder])
+    def sources(self, subject: str) -> dict[str, set[str]]:
+        """The addresses that messages were given whose subjects begin so, by subject."""
+        found: dict[str, set[str]] = {}
+        for text, ip in self.sql(
+            f"SELECT m.subject, host(d.source) FROM messages m JOIN deliveries d ON d.message_id = m.id "
+            f"WHERE m.subject LIKE '{subject}%'"
+        ):
+            found.setdefault(text, set()).add(ip)
+        return found
 
-    def attach(self, ip: str, host: Host) -> None:
-        """What somebody does who sets up a host with an address of its own, so that it is there after a reboot too."""
-        self.fleet.own(ip, host)
-        host.run(
-            f"cat >/etc/systemd/system/address@.service <<'END'\n{ADDRESS_UNIT}END\nsystemctl enable --now address@{ip}"
+    def uncertain(self, subject: str) -> set[str]:
+        """Subjects of messages whose host or connection was lost in the DATA window, and which may arrive twice."""
+        rows = self.sql(
+            f"SELECT DISTINCT m.subject FROM messages m JOIN timeline t ON t.message_id = m.id "
+            f"WHERE m.subject LIKE '{subject}%' AND t.kind = 'ambiguous'"
         )
+        return {text for (text,) in rows}
+
+    def last_event(self) -> int:
+        """The number of the last event of any address."""
+        ((number,),) = self.sql("SELECT coalesce(max(id), 0) FROM address_events")
+        return int(number)
+
+    def claims(self, since: int) -> dict[str, list[str]]:
+        """Who has claimed each address after that event, in order."""
+        found: dict[str, list[str]] = {}
+        for ip, name in self.sql(
+            f"SELECT host(e.ip), h.name FROM address_events e JOIN hosts h ON h.id = e.host_id "
+            f"WHERE e.id > {since} AND e.kind = 'claimed' ORDER BY e.id"
+        ):
+            found.setdefault(ip, []).append(name)
+        return found
 
     def ready(self, limit: float = 90) -> None:
         """Wait until every address is ready."""

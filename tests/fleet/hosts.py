@@ -42,7 +42,7 @@ NETWORK = "198.51.100"  # TEST-NET-2: the hosts' own addresses
 BYOIP = "203.0.113"  # TEST-NET-3: the addresses that move
 ROUTER, CONTROL = f"{NETWORK}.1", f"{NETWORK}.2"
 # The world must look public, so neither a documentation range: 192.88.99.0/24 was 6to4's and is nobody's now (RFC 7526).
-RESOLVER, MX = "192.88.99.53", "192.88.99.25"
+RESOLVER, MX, CLOUD = "192.88.99.53", "192.88.99.25", "192.88.99.80"
 PACKAGES_URL = f"http://{CONTROL}"
 
 CGROUPS = next(path for path in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")) if path.is_dir())
@@ -84,6 +84,11 @@ class Host:
     namespace: str
     switch: str
 
+    @property
+    def mac(self) -> str:
+        """The address of its network interface."""
+        return "02:00:" + ":".join(f"{int(octet):02x}" for octet in self.ip.split("."))
+
     # Power
 
     def start(self) -> None:
@@ -103,12 +108,11 @@ class Host:
 
     def _plug(self) -> str:
         inside, outside = f"ip -n {self.namespace}", f"ip -n {self.switch}"
-        mac = "02:00:" + ":".join(f"{int(octet):02x}" for octet in self.ip.split("."))
         return f"""
             ip netns del {self.namespace} 2>/dev/null
             {outside} link del p-{self.name} 2>/dev/null
             ip netns add {self.namespace}
-            {outside} link add p-{self.name} type veth peer name eth0 address {mac} netns {self.namespace}
+            {outside} link add p-{self.name} type veth peer name eth0 address {self.mac} netns {self.namespace}
             {outside} link set p-{self.name} master br0 up
             {inside} link set lo up
             {inside} addr add {self.ip}/24 dev eth0
@@ -238,7 +242,7 @@ class Fleet:
         for end, address in (("world", ROUTER), ("control", CONTROL)):
             self._cable(end, address)
         world = ["ip", "-n", self.namespace("world")]
-        for address in (RESOLVER, MX):
+        for address in (RESOLVER, MX, CLOUD):
             run(*world, "addr", "add", f"{address}/32", "dev", "lo")
         run(*world, "route", "add", f"{BYOIP}.0/24", "dev", "eth0")
         run("ip", "-n", self.namespace("control"), "route", "add", "default", "via", ROUTER)

@@ -1,9 +1,11 @@
 """The installation on the fleet: deployed by the real playbooks, then used and broken. Each test leaves it whole."""
 
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from deployment import API_PORT, GROUPS, HOLDERS, POOLS, Customer, Deployment, check, load
+from deployment import API_PORT, GROUPS, POOLS, Customer, Deployment, check, load
 from hosts import until
 from ports import reachable
 
@@ -20,6 +22,19 @@ TABLE = (
 )
 SERVICES = ("api", "inbound", "outbound", "bus", "periodic", "ipagent")
 EXPOSURE = 2.0
+
+
+def test_the_first_mail_comes_from_our_own_address_within_fifteen_minutes(
+    deployment: Deployment, customers: dict[str, Customer]
+) -> None:
+    """From bare hosts on."""
+    with load(deployment, customers["other"], "inbound", "first", rate=0, count=1) as stream:
+        pass
+    check(deployment, stream, 60)
+    (record,) = deployment.world.mails(stream.name)
+    assert record.peer_ip in POOLS["shared"]
+    if deployment.began is not None:
+        assert time.monotonic() - deployment.began < 15 * 60
 
 
 def test_a_second_run_changes_nothing(deployment: Deployment) -> None:
@@ -117,15 +132,65 @@ def _is_up(deployment: Deployment, name: str) -> bool:
     return {465, 587, 2525} <= reachable(deployment.fleet, "world", deployment.fleet.hosts[name].ip, [465, 587, 2525])
 
 
-def test_mail_waits_for_a_host_that_holds_the_only_address(
+def test_the_host_that_holds_addresses_is_killed_while_two_thousand_mails_wait(
     deployment: Deployment, customers: dict[str, Customer]
 ) -> None:
-    (address,) = POOLS["acme"]
-    host = deployment.fleet.hosts[HOLDERS[address]]
-    host.kill()
-    with load(deployment, customers["acme"], "inbound", "wait", rate=0, count=50) as stream:
+    """Its addresses are ready elsewhere within 90 seconds, and all mail leaves from the address that it was given."""
+    holders = deployment.holders()
+    (own,) = POOLS["acme"]
+    victim = holders[own]
+    lost = {ip for ip, holder in holders.items() if holder == victim}
+    for name in GROUPS["outbound"]:
+        deployment.fleet.hosts[name].run("systemctl stop remails-outbound.service")
+    with (
+        load(deployment, customers["acme"], "inbound", "takeover own", rate=0, count=1000) as acme,
+        load(deployment, customers["other"], "inbound", "takeover shared", rate=0, count=1000) as other,
+    ):
         pass
-    assert stream.given_up == set()
-    host.start()
-    host.wait()
-    check(deployment, stream, 120)
+    assert acme.given_up | other.given_up == set()
+    assert deployment.waiting() >= 2000
+    chosen = deployment.sources("takeover")
+    for name in GROUPS["outbound"]:
+        deployment.fleet.hosts[name].run("systemctl start remails-outbound.service")
+    until(lambda: len(deployment.arrived("takeover own")) >= 50, 60, "the first mails to leave")
+    deployment.fleet.hosts[victim].kill()
+    killed = time.monotonic()
+    until(lambda: all(deployment.holders().get(ip, victim) != victim for ip in lost), 90, f"{lost} to be elsewhere")
+    print(f"{len(lost)} addresses ready elsewhere after {time.monotonic() - killed:.0f} s", file=sys.__stderr__)
+    for stream in (acme, other):
+        deployment.wait_for(stream.subjects("accepted"), stream.name, 300)
+    until(lambda: deployment.waiting() == 0, 300, "the queue to be empty")
+    records = deployment.world.mails("takeover")
+    assert {record.peer_ip for record in records if record.subject.startswith(acme.name)} == {own}
+    assert [record.subject for record in records if record.peer_ip not in chosen[record.subject]] == []
+    doubled = acme.doubled(deployment.arrived(acme.name)) | other.doubled(deployment.arrived(other.name))
+    assert doubled <= deployment.uncertain("takeover")
+
+
+def test_a_cable_is_pulled_and_put_back(deployment: Deployment) -> None:
+    """The address moves once, and never has two hosts: on no interface at no sample, and by the log of events."""
+    before = deployment.holders()
+    ip = POOLS["shared"][-1]
+    victim = deployment.fleet.hosts[before[ip]]
+    moving = {one for one, holder in before.items() if holder == victim.name}
+    start = deployment.last_event()
+    samples: list[dict[str, list[str]]] = []
+
+    def moved() -> bool:
+        samples.append(deployment.configured())
+        held = deployment.holders()
+        return all(held.get(one, victim.name) != victim.name for one in moving)
+
+    victim.cut()
+    try:
+        until(moved, 90, f"{moving} to be elsewhere")
+    finally:
+        victim.heal()
+    settled = deployment.holders()
+    end = time.monotonic() + 45  # more than a lease: whoever wanted to take it back would have
+    until(lambda: samples.append(deployment.configured()) or time.monotonic() > end, 60, "45 seconds")
+    assert [sample for sample in samples if any(len(names) > 1 for names in sample.values())] == []
+    assert deployment.holders() == settled
+    claims = deployment.claims(start)
+    assert sorted(claims) == sorted(moving)
+    assert {len(hosts) for hosts in claims.values()} == {1}, claims
