@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from controller import PROJECT, Run
-from deployment import GROUPS, HOLDERS, REMAILS, Customer, Deployment, check, load
+from deployment import GROUPS, REMAILS, Customer, Deployment, check, load
 from hosts import until
 
 from remails import vault
@@ -110,20 +110,22 @@ def test_a_broken_version_stops_at_the_first_host_which_goes_back(deployment: De
 
 
 def test_a_host_is_emptied_and_brought_back(deployment: Deployment, customers: dict[str, Customer]) -> None:
-    (address,) = [ip for ip, holder in HOLDERS.items() if holder == "out2"]
+    address, victim = next(iter(deployment.holders().items()))
     with load(deployment, customers["other"], "inbound", "drain", rate=10) as stream:
-        drained = deployment.controller.playbook("playbooks/drain.yml", "-e", "host=out2", "-e", "drain_patience=1")
+        drained = deployment.controller.playbook("playbooks/drain.yml", "-e", f"host={victim}")
         reached = len(stream.attempts)
         until(lambda: len(stream.attempts) > reached + 50, 60, "mail to go on")
     drained.ok()
-    assert "out2 is empty" in drained.output
-    services = deployment.fleet.hosts["out2"].run("systemctl is-active remails-outbound remails-ipagent", check=False)
+    assert f"{victim} is empty" in drained.output
+    services = deployment.fleet.hosts[victim].run("systemctl is-active remails-outbound remails-ipagent", check=False)
     assert services.split() == ["inactive", "inactive"]
-    assert deployment.addresses()[address]["host"] != "out2"
-    undrained = deployment.controller.playbook("playbooks/undrain.yml", "-e", "host=out2").ok()
-    assert f"out2 holds {address}" in undrained.output
     deployment.ready()
-    assert deployment.addresses()[address]["host"] == "out2"
+    assert victim not in deployment.holders().values()
+    assert f"{address} is ready on {deployment.holders()[address]}" in drained.output
+    arguments = ["-e", f"host={victim}", "-e", "undrain_patience=1"]  # nothing comes back by itself
+    undrained = deployment.controller.playbook("playbooks/undrain.yml", *arguments).ok()
+    assert f"{victim} holds no address yet" in undrained.output
+    assert {row["name"]: row["state"] for row in deployment.table("host", "list")}[victim] == "active"
     check(deployment, stream, 180)
 
 
@@ -135,7 +137,7 @@ def test_the_picture_of_the_fleet(deployment: Deployment) -> None:
     for group, names in GROUPS.items():
         for name in names if group != "database" else ():
             assert any(line[:4] == [name, releases[name], group, "yes"] for line in lines), run.output
-    for ip, holder in HOLDERS.items():
+    for ip, holder in deployment.holders().items():
         assert any(line[:1] == [ip] and line[2:4] == ["ready", holder] for line in lines), run.output
 
 
