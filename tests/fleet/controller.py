@@ -48,11 +48,17 @@ class Run:
 class Controller:
     """The machine that Ansible runs on, for one inventory: groups of the fleet's hosts, and variables for all."""
 
-    def __init__(self, fleet: hosts.Fleet, groups: Mapping[str, list[str]], variables: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        fleet: hosts.Fleet,
+        groups: Mapping[str, list[str]],
+        variables: Mapping[str, Any],
+        name: str = "controller",
+    ) -> None:
         self._fleet = fleet
         self.project = PROJECT
         """The checkout whose playbooks are run."""
-        self.directory = fleet.directory / "controller"
+        self.directory = fleet.directory / name
         self.inventory = self.directory / "inventory"
         self.inventory.mkdir(parents=True, exist_ok=True)
         self._write_ssh()

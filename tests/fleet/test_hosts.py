@@ -107,7 +107,7 @@ def test_ansible_reaches_every_host(fleet: Fleet, tmp_path: Path) -> None:
     playbook = tmp_path / "hello.yml"
     playbook.write_text(HELLO, encoding="utf-8")
     greeting = f"hello {time.time()}"
-    controller = Controller(fleet, {"greeted": list(fleet.hosts)}, {"greeting": greeting})
+    controller = Controller(fleet, {"greeted": list(fleet.hosts)}, {"greeting": greeting}, "greeter")
     assert controller.playbook(playbook).ok().changed == dict.fromkeys(fleet.hosts, 1)
     assert controller.playbook(playbook).ok().changed == dict.fromkeys(fleet.hosts, 0)
     assert {host.run("cat /root/greeting") for host in fleet.hosts.values()} == {greeting}
