@@ -185,14 +185,6 @@ class Deployment:
             found.setdefault(text, set()).add(ip)
         return found
 
-    def uncertain(self, subject: str) -> set[str]:
-        """Subjects of messages whose host or connection was lost in the DATA window, and which may arrive twice."""
-        rows = self.sql(
-            f"SELECT DISTINCT m.subject FROM messages m JOIN timeline t ON t.message_id = m.id "
-            f"WHERE m.subject LIKE '{subject}%' AND t.kind = 'ambiguous'"
-        )
-        return {text for (text,) in rows}
-
     def last_event(self) -> int:
         """The number of the last event of any address."""
         ((number,),) = self.sql("SELECT coalesce(max(id), 0) FROM address_events")
