@@ -154,7 +154,7 @@ def test_the_host_that_holds_addresses_is_killed_while_two_thousand_mails_wait(
     chosen = deployment.sources("takeover")
     for name in GROUPS["outbound"]:
         deployment.fleet.hosts[name].run("systemctl start remails-outbound.service")
-    until(lambda: len(deployment.arrived("takeover own")) >= 50, 60, "the first mails to leave")
+    until(lambda: len(deployment.arrived(acme.name)) >= 50, 60, "the first mails to leave")
     deployment.fleet.hosts[victim].kill()
     killed, at = time.monotonic(), datetime.now(UTC)
     until(lambda: all(deployment.holders().get(ip, victim) != victim for ip in lost), 90, f"{lost} to be elsewhere")
