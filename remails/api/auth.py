@@ -220,6 +220,7 @@ def _by_key(conn: Connection) -> Actor | None:
         _note_failure("api_key", given.username or "", given.password or "")
         return None
     if not networks.admit(key.networks, client_address()):
+        metrics.LOGINS.add(door="api_key", outcome="elsewhere")
         raise Forbidden(
             f"This API key may not be used from {client_address()}. Add its network to those it may be used from."
         )

@@ -31,6 +31,7 @@ from remails.vault import Pepper
 log = Log("remails.inbound")
 
 _MOST_SLOWED = 500
+_OUTCOMES = {"4.7.0": "banned", "5.7.1": "elsewhere"}
 
 
 class Handler:
@@ -57,8 +58,8 @@ class Handler:
         except Refused as refusal:
             client.failed_logins += 1
             log.warning("login failed", client=client.address, user=login.username)
-            metrics.LOGINS.add(door="smtp", outcome="banned" if refusal.code == 454 else "failed")
-            if refusal.code == 535:
+            metrics.LOGINS.add(door="smtp", outcome=_OUTCOMES.get(refusal.enhanced, "failed"))
+            if refusal.enhanced == "5.7.8":  # the right password in the wrong place is no guess
                 await self._slow(self._guard.failed(network_of(client.address), login.username, login.password))
             raise
         except Unavailable as error:

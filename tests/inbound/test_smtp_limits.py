@@ -16,7 +16,7 @@ from remails import guard
 from remails.config import Bans
 from remails.db import Database
 from remails.store import bans as store
-from remails.store import plans
+from remails.store import credentials, networks, plans
 from remails.store.rates import Rate
 
 MAIL = b"From: a@acme.example\r\n\r\nhi\r\n.\r\n"
@@ -127,3 +127,18 @@ def test_a_success_forgives_nothing_and_the_right_password_does_not_help_who_is_
             return client.reply()[:3]
 
     assert eventually(welcome, lambda code: code == "220") == "220"
+
+
+def test_the_right_password_in_the_wrong_place_is_no_guess(
+    run: Callable[..., Running], acme: Tenant, db: Database, quick: None, stack: ExitStack
+) -> None:
+    inbound = run(bans=Bans(allow=(), guesses=2))
+    (credential,) = db.run(credentials.list_smtp, acme.project_id)
+    db.run(networks.of_smtp_credential, credential.id, ["127.0.0.66/32"])
+    for _ in range(5):
+        with source(inbound, "127.0.0.67", "smtps") as elsewhere:
+            elsewhere.reply()
+            elsewhere.say("EHLO client.example")
+            reply = elsewhere.say(f"AUTH PLAIN {plain(acme.smtp_username, acme.smtp_password)}")
+            assert "5.7.1 This credential may not be used from 127.0.0.67" in reply
+    stack.enter_context(source(inbound, "127.0.0.66", "smtps")).log_in(acme)
