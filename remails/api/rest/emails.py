@@ -568,7 +568,9 @@ def _line(entry: messages.TimelineEntry) -> LogLine:
     where = f" by {entry.mx_host} [{entry.mx_ip}]" if entry.mx_host else ""
     proved = {True: " (verified)", False: " (not verified)", None: ""}[entry.tls_verified]
     how = f" over {entry.tls}{proved}" if entry.tls else ""
-    said = " ".join(str(part) for part in (entry.code, entry.enhanced, entry.text or entry.cause) if part)
+    said = entry.text or entry.cause
+    if entry.code and str(entry.code) not in said:  # words of ours may quote a reply with its codes
+        said = " ".join(str(part) for part in (entry.code, entry.enhanced, said) if part)
     msg = f"{entry.kind}{where}{how}: {said}" if said else f"{entry.kind}{where}{how}"
     return LogLine(time=entry.at, level=_LEVELS.get(entry.kind, "INFO"), msg=msg)
 
