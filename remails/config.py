@@ -188,7 +188,7 @@ class Outbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     sts_port: Port = 443
     """Port of the hosts that have MTA-STS policies (RFC 8461 §3.3); another one only in a demo world."""
     sts_timeout: Seconds = 60.0
-    """Longest time for fetching one policy; the first mail to its domain waits for it."""
+    """Longest time for fetching one policy; mail to its domain waits in the queue meanwhile."""
     drain_timeout: Seconds = 120.0
     first_retry: Seconds = 60.0
     delayed_after: Seconds = 4 * 3600.0

@@ -31,6 +31,7 @@ from remails.outbound.holdings import Holding, Holdings
 from remails.outbound.protocol import Exchange
 from remails.outbound.route import Router, Target
 from remails.outbound.security import Secured, Security
+from remails.outbound.sts import Pending
 from remails.outbound.transport import Envelope, Place
 from remails.store.ids import DomainId
 from remails.store.queue import Begun, Claim, Result
@@ -162,12 +163,12 @@ class Courier:
         if isinstance(targets, Reply):
             await self._conclude_all(claims, targets)
             return
-        # A policy host may be slow: it is asked before a slot is taken.
-        rules = await self._guard.rules(claims[0].domain, targets, strict=not claims[0].plaintext_fallback)
         key = holding.ip, tuple(sorted({target.host for target in targets}))
         destination = self._destinations.get(key)
         organization_id = claims[0].organization_id
         try:
+            # Before a slot is taken, which is for talking only
+            rules = await self._guard.rules(claims[0].domain, targets, strict=not claims[0].plaintext_fallback)
             with destination.admitted(claims):
                 if claims[0].size <= _SMALL:
                     await message.wire()  # made ready before the slot is taken, so that slots are for talking only
@@ -175,7 +176,7 @@ class Courier:
                     claims = await self._in_time(claims)  # the line may have been long
                     tries = await self._talk(destination, claims, targets, rules, holding, message) if claims else {}
                 await asyncio.gather(*(self._conclude(claim, tries[claim.recipient]) for claim in claims))
-        except Busy as busy:
+        except (Busy, Pending) as busy:
             log.info("not now", message=claims[0].message_id, domain=claims[0].domain, reason=busy)
             await self._release(claims, busy.delay * self._jitter.uniform(1.0, 1.2), str(busy))
         except transport.SourceMissing as missing:

@@ -48,6 +48,7 @@ class Guard:
         """What is asked of each host; a Reply says why it cannot be talked to. `strict`: the project wants TLS.
 
         Raises:
+            Pending: the domain's policy is being fetched.
             Unavailable: the database is needed to know.
         """
         hosts = {target.host: target for target in targets}

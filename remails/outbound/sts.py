@@ -4,7 +4,8 @@
                                             `-> another id, or none kept: fetch it, keep it
                      no record, no answer   --> what we keep counts until it ends (§5.1): nobody can take it away by hiding it
 
-A fetch that fails changes nothing, and is not repeated for five minutes. Policies are fetched anew every day whether there is
+A fetch that fails changes nothing, and is not repeated for five minutes. One that takes long goes on while its mail waits in the queue, so that
+slow policy hosts hold no claims. Policies are fetched anew every day whether there is
 mail or not (`refresh`), by any one of the hosts.
 """
 
@@ -16,6 +17,7 @@ import ssl
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import dns.asyncresolver
 
@@ -37,6 +39,15 @@ _LOOK_AGAIN = 300.0  # seconds until the database is asked again, or a policy ho
 _MOST_ADDRESSES = 4
 _HEADER = 32_768  # bytes of a response besides the policy
 _AT_ONCE = 10
+_MOST_FETCHES = 50
+_PATIENCE = 2.0  # seconds for which a mail waits for a fetch before it goes back into the queue
+_SILENCE = 60.0  # seconds without asking for a record that could not be looked up
+
+
+class Pending(Exception):
+    """A policy is being fetched. `delay`: seconds until it is worth another look."""
+
+    delay = 5.0
 
 
 class Unfetched(Exception):
@@ -64,12 +75,15 @@ class Policies:
         self._db, self._resolver, self._settings = db, dns_resolver, settings
         self._known: dict[str, _Known] = {}
         self._failed: dict[str, tuple[str, float]] = {}
+        self._silent: dict[str, float] = {}
         self._fetching: dict[str, asyncio.Task[Kept | None]] = {}
+        self._fetches = asyncio.Semaphore(_MOST_FETCHES)
 
     async def of(self, domain: str) -> Policy | None:
         """The policy of a domain, None when it has none.
 
         Raises:
+            Pending: it is being fetched.
             Unavailable: it may have one, which only the database knows.
         """
         record_id = await self._record_id(domain)
@@ -87,7 +101,11 @@ class Policies:
         await self._fetched(domain, await self._record_id(domain) or old_id)
 
     async def _record_id(self, domain: str) -> str | None:
+        if time.monotonic() - self._silent.get(domain, float("-inf")) < _SILENCE:
+            return None  # each mail would wait for the same silence; what we keep counts meanwhile
         lookup = await resolver.ask_async(self._resolver, f"_mta-sts.{domain}", "TXT")
+        if lookup.ended is Ended.FAILED:
+            _bounded(self._silent)[domain] = time.monotonic()
         return sts.record_id(lookup.strings) if lookup.ended is Ended.FOUND else None
 
     async def _kept(self, domain: str, *, anew: bool = False) -> Kept | None:
@@ -97,13 +115,11 @@ class Policies:
         return known.kept
 
     def _remember(self, domain: str, kept: Kept | None) -> _Known:
-        if domain not in self._known and len(self._known) >= _MOST_KNOWN:
-            del self._known[next(iter(self._known))]
-        self._known[domain] = known = _Known(kept, time.monotonic())
+        _bounded(self._known)[domain] = known = _Known(kept, time.monotonic())
         return known
 
     async def _renewed(self, domain: str, record_id: str) -> Kept | None:
-        """The policy with this id: another host may have it already; fetched once for all who wait for it."""
+        """The policy with this id: another host may have it already; fetched once for all who wait for it. Raises Pending."""
         failed_id, failed_at = self._failed.get(domain, ("", 0.0))
         if failed_id == record_id and time.monotonic() - failed_at < _LOOK_AGAIN:
             return None
@@ -114,16 +130,18 @@ class Policies:
         if task is None:
             task = self._fetching[domain] = asyncio.create_task(self._fetched(domain, record_id))
             task.add_done_callback(lambda _: self._fetching.pop(domain, None))
-        return await asyncio.shield(task)
+        done, _ = await asyncio.wait([task], timeout=_PATIENCE)
+        if not done:
+            raise Pending(f"the MTA-STS policy of {domain} is being fetched")
+        return task.result()
 
     async def _fetched(self, domain: str, record_id: str) -> Kept | None:
         try:
-            policy = await fetch(domain, self._resolver, self._settings)
+            async with self._fetches:
+                policy = await fetch(domain, self._resolver, self._settings)
         except Unfetched as error:
             log.warning("MTA-STS policy not fetched", domain=domain, reason=error)
-            if len(self._failed) >= _MOST_KNOWN:
-                self._failed.clear()
-            self._failed[domain] = record_id, time.monotonic()
+            _bounded(self._failed)[domain] = record_id, time.monotonic()
             return None
         self._failed.pop(domain, None)
         log.info(
@@ -132,6 +150,16 @@ class Policies:
         kept = await self._db.call(store.save, domain, record_id, policy)
         self._remember(domain, kept)
         return kept
+
+
+V = TypeVar("V")
+
+
+def _bounded(memory: dict[str, V]) -> dict[str, V]:
+    """The same, with room for one more: what has been there longest is forgotten."""
+    if len(memory) >= _MOST_KNOWN:
+        del memory[next(iter(memory))]
+    return memory
 
 
 async def fetch(domain: str, dns_resolver: dns.asyncresolver.Resolver, settings: Outbound) -> Policy:

@@ -255,12 +255,15 @@ class Session:
                 raise self._insecure("4.7.4", f"{host} offers no TLS")
             self.secured = self.secured.but("the server offers no TLS")
             return
+        name = server_name(security.server_name or host)
+        if name is None and security.is_verified_by_authority:
+            raise self._insecure("4.7.5", f"{host} is no name that a certificate can have")
         believed = trust(self._settings.ca_file)
         try:
             with _phase(Phase.TLS):
                 await self._protocol.start_tls(
                     believed.context(security),
-                    server_hostname=server_name(security.server_name or host),
+                    server_hostname=name,
                     timeout=self._settings.command_timeout,
                 )
             tls = self._tls()

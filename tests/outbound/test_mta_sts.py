@@ -41,6 +41,8 @@ class PolicyHost:
     extra: str = ""
     raw: bytes | None = None
     pause: float = 0
+    gate: asyncio.Event | None = None
+    """Answers wait for it."""
     certificate: Issued = POLICY_HOST
     requests: list[str] = field(default_factory=list)
 
@@ -48,6 +50,8 @@ class PolicyHost:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
             await asyncio.sleep(self.pause)
+            if self.gate is not None:
+                await self.gate.wait()
             head = f"HTTP/1.1 {self.status}\r\nContent-Type: {self.kind}\r\n{self.extra}"
             body = self.body.encode()
             length = "" if "Transfer-Encoding" in head else f"Content-Length: {len(body)}\r\n"
@@ -66,10 +70,14 @@ class World:
     port: int = field(default_factory=free_port)
 
     @contextlib.asynccontextmanager
-    async def run(self) -> AsyncIterator["World"]:
+    async def run(self, *, sts_timeout: float = 2.0) -> AsyncIterator["World"]:
         """All but the mail server and the service."""
         (self.directory / "roots.pem").write_text(CA.root.pem())
-        self.bench.options |= {"ca_file": str(self.directory / "roots.pem"), "sts_port": self.port, "sts_timeout": 2.0}
+        self.bench.options |= {
+            "ca_file": str(self.directory / "roots.pem"),
+            "sts_port": self.port,
+            "sts_timeout": sts_timeout,
+        }
         context = self.https.certificate.context(self.directory)
         server = await asyncio.start_server(self.https.answer, "127.0.0.31", self.port, ssl=context)
         try:
@@ -248,6 +256,38 @@ def test_many_mails_at_once_fetch_once(world: World) -> None:
             found = await asyncio.gather(*(policies.of("example.net") for _ in range(20)))
             assert {policy.mode for policy in found if policy is not None} == {Mode.ENFORCE}
             assert len(world.https.requests) == 1
+
+    asyncio.run(main())
+
+
+def test_a_slow_policy_host_holds_no_claims(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mail goes back into the queue while the fetch goes on, and out when it has ended."""
+
+    async def main() -> None:
+        world.https.gate = asyncio.Event()
+        monkeypatch.setattr("remails.outbound.sts._PATIENCE", 0.1)
+        monkeypatch.setattr("remails.outbound.sts.Pending.delay", 0.3)
+        async with world.run(sts_timeout=60.0), world.bench.serve(**serving(MX, tmp_path)) as mx, world.bench.work():
+            message_id = await world.bench.submit("a@example.net")
+            rows = await world.bench.deliveries(message_id, lambda row: bool(row.cause))
+            assert rows["a@example.net"].cause == "the MTA-STS policy of example.net is being fetched"
+            world.https.gate.set()
+            rows = await world.bench.deliveries(message_id, lambda row: row.status == "delivered")
+            assert rows["a@example.net"].attempts == 1
+            assert len(await mx.wait(1)) == len(world.https.requests) == 1
+
+    asyncio.run(main())
+
+
+def test_a_record_that_cannot_be_looked_up_holds_up_one_mail_and_not_each(world: World) -> None:
+    async def main() -> None:
+        async with world.run():
+            policies = world.policies()
+            world.bench.zone["_mta-sts.example.net", "TXT"] = Code.SERVFAIL
+            for _ in range(5):
+                assert await policies.of("example.net") is None
+            asked = [name for name, kind in world.bench.zone.queries if (name, kind) == ("_mta-sts.example.net", "TXT")]
+            assert len(asked) <= 3  # one question, as often as the resolver repeats it
 
     asyncio.run(main())
 

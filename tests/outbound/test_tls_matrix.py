@@ -304,3 +304,20 @@ def test_server(server: Server, security: Security, expected: Sent | Refused, di
     assert (secured.tls is None) == (expected.tls == "")
     assert len(records) == 1
     assert (records[0].tls is None) == (expected.tls == "")
+
+
+def test_a_host_whose_name_cannot_stand_in_a_certificate(directory: Path) -> None:
+    """The DNS may hold any octets: no rule is fulfilled, and no exception is raised."""
+    host = "\\252" * 40 + ".example.net"
+
+    async def main() -> None:
+        async with served(Server(), directory) as (port, _):
+            settings = Outbound(port=port, ca_file=str(directory / "roots.pem"), command_timeout=5)
+            where = Target(host, "127.0.0.1"), "127.0.0.1", "relay.example"
+            session = await transport.connect(settings, Place(*where, OPPORTUNISTIC))
+            assert (session.secured.tls is not None, session.secured.verified) == (True, False)
+            await session.close()
+            with pytest.raises(transport.Broken, match="no name that a certificate can have"):
+                await transport.connect(settings, Place(*where, STS))
+
+    uvloop.run(main())
