@@ -9,18 +9,19 @@ DESCRIPTION
     from addresses that are ready under a running lease, so when this host or its connection to the database dies,
     another one takes its addresses over when the lease ends, and two never send from one address.
 
-    On SIGTERM the leases are kept: a restart within `lease` seconds does not interrupt sending. To empty a host, set its
-    desired state to `drain`: its addresses are unpublished, and released when nothing is sent from them any more.
+    On SIGTERM the leases are kept: a restart within two thirds of `lease` seconds does not interrupt sending. To empty a
+    host, drain it (`remails host drain`): its addresses are unpublished, and released when nothing is sent from them any more.
 
     A provider attaches addresses to hosts: `upcloud`, `hetzner` and `openstack` through their APIs, after which the
     address is put on the network interface. `static` knows those that are on the host anyway. Addresses are never
     detached, and nothing is ever deleted at a provider.
 
     A thread of its own takes an address off the interface when its lease could not be renewed in time, whatever else
-    hangs, and puts back at once what somebody else took off. What the agent did not put there it leaves alone.
+    hangs, and puts back at once what somebody else took off. Without an agent the kernel takes it off, since it has a
+    lifetime there. What the agent did not put there it leaves alone.
 
 STANDARDS
-    None.
+    RFC 5227 (announcing an IPv4 address), RFC 4861 (unsolicited neighbour advertisements).
 
 DIAGNOSTICS
     An address that cannot be used is in state `error`, with the reason in the log and in the list of addresses. A lease

@@ -18,7 +18,7 @@ from rig import INTERVAL, Host, Rig
 from remails.config import Database as DatabaseSettings
 from remails.store import addresses
 
-RUNS = int(os.environ.get("REMAILS_FAULT_RUNS", "25"))
+RUNS = int(os.environ.get("REMAILS_FAULT_RUNS", "50"))
 FIRST = int(os.environ.get("REMAILS_FAULT_SEED", "1"))
 RATE, BURST = 1.0, 5
 CHAOS = (60, 240)  # seconds
@@ -33,7 +33,7 @@ def rig(database: DatabaseSettings, tmp_path: Path) -> Iterator[Rig]:
     rig.close()
 
 
-@pytest.mark.timeout(0 if RUNS > 50 else 300)
+@pytest.mark.timeout(0 if RUNS > 50 else 600)
 def test_random_faults_come_to_rest_and_no_address_is_ever_used_twice(rig: Rig) -> None:
     for seed in range(FIRST, FIRST + RUNS):
         rig.reset(seed)
