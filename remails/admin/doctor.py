@@ -305,17 +305,22 @@ def _reverse(settings: config.Settings, one: addresses.Address) -> Finding:
 
 
 def certificate(host: Host) -> Iterator[Finding]:
-    """Readable, belonging to its key, of our name, and not about to expire."""
+    """Each readable, belonging to its key, and not about to expire; the first one of our name."""
     if "inbound" not in host.services:
         return
-    path, key = host.settings.inbound.tls_certificate, host.settings.inbound.tls_key
+    ours = host.settings.inbound
+    yield _certificate("certificate", ours.tls_certificate, ours.tls_key, host.settings.mail.hostname)
+    for pair in ours.certificates:
+        yield _certificate(f"certificate {pair.certificate}", pair.certificate, pair.key, None)
+
+
+def _certificate(name: str, path: str, key: str, hostname: str | None) -> Finding:
     try:
         found = x509.load_pem_x509_certificate(Path(path).read_bytes())
         Path(key).read_bytes()
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, key, password=lambda: "")
     except ValueError:
-        yield Finding("FAIL", "certificate", f"{path} does not begin with a certificate in PEM")
-        return
+        return Finding("FAIL", name, f"{path} does not begin with a certificate in PEM")
     except ssl.SSLError as error:
         mismatch = error.reason == "KEY_VALUES_MISMATCH"
         why = (
@@ -323,29 +328,27 @@ def certificate(host: Host) -> Iterator[Finding]:
             if mismatch
             else f"{key} is no private key in PEM without password"
         )
-        yield Finding("FAIL", "certificate", f"cannot use {path} with {key}: {why}")
-        return
+        return Finding("FAIL", name, f"cannot use {path} with {key}: {why}")
     except OSError as error:
-        yield Finding("FAIL", "certificate", f"cannot read {error.filename}: {error.strerror}")
-        return
-    yield _validity(found, host.settings.mail.hostname, datetime.now(UTC))
+        return Finding("FAIL", name, f"cannot read {error.filename}: {error.strerror}")
+    return _validity(name, found, hostname, datetime.now(UTC))
 
 
-def _validity(found: x509.Certificate, hostname: str, now: datetime) -> Finding:
+def _validity(name: str, found: x509.Certificate, hostname: str | None, now: datetime) -> Finding:
     left = found.not_valid_after_utc - now
     names: list[str] = []
     with suppress(x509.ExtensionNotFound):
         extension = found.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         names = extension.value.get_values_for_type(x509.DNSName)
     if left <= timedelta(0):
-        return Finding("FAIL", "certificate", f"expired on {found.not_valid_after_utc:%Y-%m-%d}; renew it")
+        return Finding("FAIL", name, f"expired on {found.not_valid_after_utc:%Y-%m-%d}; renew it")
     if left < CERTIFICATE_WARN:
-        return Finding("warn", "certificate", f"expires in {left.days} days; renew it")
-    if hostname not in names and "*." + hostname.partition(".")[2] not in names:
-        return Finding(
-            "warn", "certificate", f"is for {', '.join(names) or 'no name'}, but clients connect to {hostname}"
-        )
-    return Finding("ok", "certificate", f"valid for {left.days} more days")
+        return Finding("warn", name, f"expires in {left.days} days; renew it")
+    if hostname is None and not names:
+        return Finding("warn", name, "is for no name, so no client will ever get it")
+    if hostname is not None and hostname not in names and "*." + hostname.partition(".")[2] not in names:
+        return Finding("warn", name, f"is for {', '.join(names) or 'no name'}, but clients connect to {hostname}")
+    return Finding("ok", name, f"for {', '.join(names)}, valid for {left.days} more days")
 
 
 # DNS

@@ -378,6 +378,22 @@ def test_certificate_of_another_key(world: World) -> None:
     assert status == "FAIL" and "do not belong together" in text
 
 
+def test_every_certificate_is_looked_at(world: World, tmp_path: Path) -> None:
+    """Also those for other names (SNI)."""
+    pairs = [(tmp_path / f"{name}.pem", tmp_path / f"{name}.key") for name in ("good", "old", "missing")]
+    _write_certificate(*pairs[0], name="mail.brand.example")
+    _write_certificate(*pairs[1], name="mail.other.example", days=-1)
+    given = ", ".join(f'{{ certificate = "{certificate}", key = "{key}" }}' for certificate, key in pairs)
+    world.replace("tls_key =", f"certificates = [{given}]\ntls_key =")
+
+    found = world.findings("inbound")
+    assert found["certificate"][0] == "ok"
+    status, text = found[f"certificate {pairs[0][0]}"]
+    assert (status, text.startswith("for mail.brand.example, valid for ")) == ("ok", True)
+    assert found[f"certificate {pairs[1][0]}"][0] == "FAIL"
+    assert found[f"certificate {pairs[2][0]}"] == ("FAIL", f"cannot read {pairs[2][0]}: No such file or directory")
+
+
 @pytest.mark.parametrize("which", ["certificate", "key"])
 @pytest.mark.parametrize("content", [None, b"nonsense"])
 def test_certificate_that_cannot_be_used(world: World, which: str, content: bytes | None) -> None:
