@@ -13,9 +13,10 @@ A provider that does not answer changes nothing: an address that was ready stays
 unpublished, with the reason, and attached again, with longer and longer waits. What becomes of an address that cannot be
 attached depends on why:
 
-denied, refused, not found     `error`: tried again, and left to another host that wants it after a while
+denied, forbidden, not found,
+refused                        `error`: tried again, and left to another host that wants it after a while
 conflict                       given back at once; this host leaves it to others for ten minutes
-unavailable                    nobody knows whether it was done: see first, then try again; `error` after the length of a lease
+limited, unavailable           see first whether it was done, then try again; `error` after the length of a lease
 moved away too often           `error`, and nobody touches it for ten minutes
 
 `rehearse` says what a turn would do.
@@ -250,7 +251,7 @@ class Agent:
 
     def _is_calm(self, address: Address, now: float) -> bool:
         memory = self._memories.get(address.ip)
-        if memory is None:
+        if memory is None or address.is_quarantined or address.state == "draining":
             return True
         return not memory.is_doubted and (address.state == "ready" or not memory.may_try(now))
 
@@ -281,6 +282,7 @@ class Agent:
 
     async def _reassert(self, host: Host, address: Address, memory: Memory, seen: Seen | None) -> bool:
         """It was moved away: take it back, but not for ever."""
+        memory.is_confirmed = False
         if not memory.flip(self._now()):
             await self._say(address, "attaching", _place(seen))
             await self._fetch(host, replace(address, state="attaching"), memory, seen)
@@ -335,11 +337,12 @@ class Agent:
     ) -> bool:
         memory.failed(self._now(), AFTER_FORBIDDEN if error.kind == "forbidden" else 0.0)
         memory.is_confirmed = memory.is_confirmed or error.kind == "unavailable"
-        if error.kind == "unavailable":
+        passes = error.kind in ("unavailable", "limited")
+        if passes:
             self._blind = str(error)  # for the rest of this turn: the other addresses would wait for nothing
         if error.kind == "conflict":
             return await self._leave(host, address, str(error))
-        if quietly or (error.kind == "unavailable" and memory.failing_for(self._now()) < self._settings.lease):
+        if quietly or (passes and memory.failing_for(self._now()) < self._settings.lease):
             log.warning("provider does not attach the address", address=address.ip, reason=error)
             return False
         return await self._fail(host, address, str(error))

@@ -396,9 +396,10 @@ def test_an_address_moved_by_others_is_taken_back_but_not_for_ever(rig: Rig) -> 
     rig.until(lambda: rig.address(IP).state == "error", 40)
     assert rig.address(IP).last_error.startswith("moved away again and again")
     assert one.nic.mine | two.nic.mine == set()
-    writes = _writes(rig)
+    writes, calls = _writes(rig), len(rig.cloud.calls)
     rig.pass_time(560)
     assert (_writes(rig), rig.owners()[IP]) == (writes, "out2"), "left alone"
+    assert len(rig.cloud.calls) - calls <= 560 / 15 + 1
     rig.until(lambda: len(rig.holders()) == 1, 120)
 
 

@@ -117,7 +117,7 @@ def test_an_address_at_another_interface_of_this_server_is_not_here(upcloud: UpC
     ("status", "kind"),
     [
         *((400, "refused"), (401, "denied"), (402, "refused"), (403, "forbidden"), (404, "not_found")),
-        *((408, "unavailable"), (409, "conflict"), (429, "unavailable"), (500, "unavailable"), (502, "unavailable")),
+        *((408, "unavailable"), (409, "conflict"), (429, "limited"), (500, "unavailable"), (502, "unavailable")),
         (301, "refused"),
     ],
 )

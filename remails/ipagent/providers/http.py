@@ -32,7 +32,7 @@ _KINDS: Final[Mapping[int, Kind]] = {
     404: "not_found",
     408: "unavailable",
     409: "conflict",
-    429: "unavailable",
+    429: "limited",
 }
 
 
@@ -130,7 +130,7 @@ class Client:
             if self._clock.now() < self._quiet_until and self._why is not None:
                 raise self._why
             if not self._bucket.take(write=write):
-                raise ProviderError(f"{self._name}: too many requests of ours, this one waits", "unavailable")
+                raise ProviderError(f"{self._name}: too many requests of ours, this one waits", "limited")
             status, headers, text = self._send(method, path, body)
             if 200 <= status < 300:
                 return self._decoded(text)

@@ -13,14 +13,15 @@ from typing import ClassVar, Literal, Protocol
 
 from remails.store.addresses import Address
 
-Kind = Literal["denied", "forbidden", "not_found", "conflict", "unavailable", "refused"]
+Kind = Literal["denied", "forbidden", "not_found", "conflict", "limited", "unavailable", "refused"]
 """Why a provider did not do it, as far as it makes a difference to the agent:
 
 denied       our token is not accepted (401)
 forbidden    it is not enough for this (403)
 not_found    it knows no such address (404)
 conflict     not on this server or not now, another server may be luckier (409)
-unavailable  not answered, so nobody knows whether it was done (429, 5xx, time-outs, damaged answers)
+limited      not now, and nothing was done: too many requests (429, or by our own count)
+unavailable  not answered, so nobody knows whether it was done (5xx, time-outs, damaged answers)
 refused      anything else; asking again changes nothing
 """
 
