@@ -162,8 +162,10 @@ class Outbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Port of the remote servers (RFC 5321 §4.5.4.1); another one only in a demo world."""
     allow_private_destinations: bool = False
     """Whether a recipient's MX may be in a loopback, private or link-local range."""
+    processes: Positive = 1
+    """So many share the work of this host; signing takes most of a processor. They share the two limits that follow."""
     concurrency: Positive = 500
-    """Most deliveries of one process in hand at a time."""
+    """Most deliveries of this host in hand at a time."""
     connections_per_destination: Positive = 20
     """Most connections from one address to one destination (its set of MX hosts); fewer where it asks for less."""
     messages_per_connection: Positive = 100

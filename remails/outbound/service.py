@@ -28,7 +28,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
 
-from remails import metrics, resolver, service
+import msgspec
+
+from remails import metrics, resolver, service, workers
 from remails.bus import client, events
 from remails.config import Settings
 from remails.db import Coalescer, Connection, Database
@@ -338,6 +340,7 @@ def _reason(result: Result) -> str:
 
 def main(settings: Settings) -> None:
     """Run the service until SIGTERM."""
+    settings = _share_of_one(settings)
 
     async def serve(stop: asyncio.Event) -> None:
         vault = Vault(settings.credential("encryption_keys"))
@@ -355,4 +358,15 @@ def main(settings: Settings) -> None:
             publisher.close()
             db.close()
 
-    service.run("outbound", settings, serve)
+    workers.run("outbound", settings, serve, settings.outbound.processes)
+
+
+def _share_of_one(settings: Settings) -> Settings:
+    """What is left for each of several processes, which know of each other only what they have claimed."""
+    ours = settings.outbound
+    shared = msgspec.structs.replace(
+        ours,
+        concurrency=max(ours.concurrency // ours.processes, 1),
+        connections_per_destination=max(ours.connections_per_destination // ours.processes, 1),
+    )
+    return msgspec.structs.replace(settings, outbound=shared)

@@ -27,7 +27,7 @@ class Process:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         config = directory / "remails.toml"
-        config.write_text(toml(settings))
+        config.write_text(toml(settings, "mail", "database", "inbound", "metrics"))
         self._heard = directory / "notify"
         self._heard.unlink(missing_ok=True)
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -73,10 +73,10 @@ class Process:
         self.notify.close()
 
 
-def toml(settings: Settings) -> str:
-    """The settings as a file."""
+def toml(settings: Settings, *sections: str) -> str:
+    """The settings as a file, with those sections that are named."""
     lines = [f'host = "{settings.host}"', f'credentials_directory = "{settings.credentials_directory}"']
-    for section in ("mail", "database", "inbound", "metrics"):
+    for section in sections:
         values = msgspec.to_builtins(getattr(settings, section)).items()
         lines += [f"[{section}]", *(f"{key} = {msgspec.json.encode(value).decode()}" for key, value in values)]
     return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""Several processes of one sending host: each mail leaves once, and one that dies costs its lease."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from inbound.process import toml
+from workbench import Bench
+
+from remails.outbound.service import _share_of_one
+
+pytestmark = pytest.mark.needs("ps")
+
+
+async def workers(pid: int) -> list[int]:
+    listed = await asyncio.to_thread(
+        subprocess.run, ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
+    )
+    return [int(found) for found in listed.stdout.split()]
+
+
+def test_each_mail_leaves_once_also_when_one_process_dies(bench: Bench, credentials: Path) -> None:
+    bench.options.update(processes=2, lease=2.0, batch=5)
+
+    async def main() -> None:
+        async with bench.dns(), bench.serve() as mx:
+            path = bench.directory / "remails.toml"
+            settings = msgspec.structs.replace(bench.settings(), credentials_directory=str(credentials))
+            path.write_text(toml(settings, "mail", "database", "dns", "outbound"))
+            command = [sys.executable, "-m", "remails", "--config", str(path), "outbound"]
+            process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+            try:
+                ids = [await bench.submit(f"r{number}@example.net") for number in range(60)]
+                await mx.wait(10)
+                found = await workers(process.pid)
+                assert len(found) == 2
+                os.kill(found[0], signal.SIGKILL)
+                for id_ in ids:
+                    rows = await bench.deliveries(id_, lambda row: row.status == "delivered")
+                    assert len(rows) == 1
+                process.terminate()
+                _, log = await asyncio.wait_for(process.communicate(), 30)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+            assert process.returncode == 0, log.decode()
+            assert b"worker ended, starting it again service=outbound" in log
+            arrived = [record.rcpt_tos[0] for record in await mx.wait(60)]
+            # A mail in the hands of the one that died may come twice; no other.
+            assert set(arrived) == {f"r{number}@example.net" for number in range(60)}
+            assert len(arrived) <= 60 + 5
+
+    asyncio.run(main())
+
+
+def test_the_limits_of_a_host_are_shared(bench: Bench) -> None:
+    bench.options.update(processes=3, concurrency=100, connections_per_destination=2)
+    ours = _share_of_one(bench.settings()).outbound
+    assert (ours.concurrency, ours.connections_per_destination) == (33, 1)
