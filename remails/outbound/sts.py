@@ -41,7 +41,8 @@ _HEADER = 32_768  # bytes of a response besides the policy
 _AT_ONCE = 10
 _MOST_FETCHES = 50
 _PATIENCE = 2.0  # seconds for which a mail waits for a fetch before it goes back into the queue
-_SILENCE = 60.0  # seconds without asking for a record that could not be looked up
+_FRESH = 5.0  # seconds without asking DNS again: the resolver's cache costs more than the mail's whole route
+_SILENCE = 60.0  # the same after DNS has failed, or each mail would wait for its silence
 
 
 class Pending(Exception):
@@ -75,7 +76,7 @@ class Policies:
         self._db, self._resolver, self._settings = db, dns_resolver, settings
         self._known: dict[str, _Known] = {}
         self._failed: dict[str, tuple[str, float]] = {}
-        self._silent: dict[str, float] = {}
+        self._records: dict[str, tuple[str | None, float]] = {}
         self._fetching: dict[str, asyncio.Task[Kept | None]] = {}
         self._fetches = asyncio.Semaphore(_MOST_FETCHES)
 
@@ -101,12 +102,13 @@ class Policies:
         await self._fetched(domain, await self._record_id(domain) or old_id)
 
     async def _record_id(self, domain: str) -> str | None:
-        if time.monotonic() - self._silent.get(domain, float("-inf")) < _SILENCE:
-            return None  # each mail would wait for the same silence; what we keep counts meanwhile
-        lookup = await resolver.ask_async(self._resolver, f"_mta-sts.{domain}", "TXT")
-        if lookup.ended is Ended.FAILED:
-            _bounded(self._silent)[domain] = time.monotonic()
-        return sts.record_id(lookup.strings) if lookup.ended is Ended.FOUND else None
+        record_id, until = self._records.get(domain, (None, 0.0))
+        if until <= time.monotonic():
+            lookup = await resolver.ask_async(self._resolver, f"_mta-sts.{domain}", "TXT")
+            record_id = sts.record_id(lookup.strings) if lookup.ended is Ended.FOUND else None
+            until = time.monotonic() + (_SILENCE if lookup.ended is Ended.FAILED else _FRESH)
+            _bounded(self._records)[domain] = record_id, until
+        return record_id
 
     async def _kept(self, domain: str, *, anew: bool = False) -> Kept | None:
         known = self._known.get(domain)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import authority
 import pytest
+import uvloop
 from authority import Authority, Issued, issue
 from workbench import Bench, free_port
 
@@ -101,7 +102,8 @@ class World:
 
 
 @pytest.fixture
-def world(bench: Bench, tmp_path: Path) -> World:
+def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr("remails.outbound.sts._FRESH", 0.0)
     return World(bench, tmp_path)
 
 
@@ -160,7 +162,7 @@ def test_mail_goes_where_the_policy_allows(
                 assert (row.last_code, (row.last_enhanced or "")[:3]) == (None, "4.7")
                 assert "MTA-STS policy" in (row.last_reply or "")
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_another_mx_that_the_policy_names_is_taken(world: World, tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_another_mx_that_the_policy_names_is_taken(world: World, tmp_path: Path)
                 assert len(await mx.wait(1)) == 1
                 assert old.records == []
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_policy_is_the_domains_and_not_the_servers(world: World) -> None:
@@ -195,7 +197,7 @@ def test_a_policy_is_the_domains_and_not_the_servers(world: World) -> None:
                 "b@example.org": "delivered",
             }
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_kept_policy_cannot_be_taken_away_by_hiding_it(world: World) -> None:
@@ -215,7 +217,7 @@ def test_a_kept_policy_cannot_be_taken_away_by_hiding_it(world: World) -> None:
             await world.bench.db.call(lambda conn: conn.execute("UPDATE sts_policies SET expires_at = now()"))
             assert await world.policies().of("example.net") is None
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_new_id_brings_the_new_policy(world: World) -> None:
@@ -229,7 +231,7 @@ def test_a_new_id_brings_the_new_policy(world: World) -> None:
             assert (await policies.of("example.net")).mode is Mode.NONE  # type: ignore[union-attr]
             assert len(world.https.requests) == 2
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_fetch_that_fails_leaves_the_old_policy_and_is_not_repeated_at_once(world: World) -> None:
@@ -245,7 +247,7 @@ def test_a_fetch_that_fails_leaves_the_old_policy_and_is_not_repeated_at_once(wo
                 assert (await policies.of("example.net")).mode is Mode.ENFORCE  # type: ignore[union-attr]
             assert len(world.https.requests) == 2
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_many_mails_at_once_fetch_once(world: World) -> None:
@@ -257,7 +259,7 @@ def test_many_mails_at_once_fetch_once(world: World) -> None:
             assert {policy.mode for policy in found if policy is not None} == {Mode.ENFORCE}
             assert len(world.https.requests) == 1
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_slow_policy_host_holds_no_claims(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +278,19 @@ def test_a_slow_policy_host_holds_no_claims(world: World, tmp_path: Path, monkey
             assert rows["a@example.net"].attempts == 1
             assert len(await mx.wait(1)) == len(world.https.requests) == 1
 
-    asyncio.run(main())
+    uvloop.run(main())
+
+
+def test_dns_is_not_asked_for_each_mail(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr("remails.outbound.sts._FRESH", 5.0)
+        async with world.run():
+            policies = world.policies()
+            for _ in range(5):
+                assert await policies.of("example.net") is not None
+            assert world.bench.zone.queries.count(("_mta-sts.example.net", "TXT")) == 1
+
+    uvloop.run(main())
 
 
 def test_a_record_that_cannot_be_looked_up_holds_up_one_mail_and_not_each(world: World) -> None:
@@ -289,7 +303,7 @@ def test_a_record_that_cannot_be_looked_up_holds_up_one_mail_and_not_each(world:
             asked = [name for name, kind in world.bench.zone.queries if (name, kind) == ("_mta-sts.example.net", "TXT")]
             assert len(asked) <= 3  # one question, as often as the resolver repeats it
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_policies_are_fetched_again_before_they_end(world: World) -> None:
@@ -308,7 +322,7 @@ def test_policies_are_fetched_again_before_they_end(world: World) -> None:
             assert kept is not None
             assert kept.policy.mode is Mode.TESTING
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_without_the_database_mail_waits_rather_than_go_unprotected(world: World, tmp_path: Path) -> None:
@@ -320,7 +334,7 @@ def test_without_the_database_mail_waits_rather_than_go_unprotected(world: World
             with pytest.raises(Unavailable):
                 await policies.of("example.net")
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 ANSWERS = [
@@ -351,7 +365,7 @@ def test_what_is_no_answer(world: World, changes: dict[str, object], why: str) -
             with pytest.raises(Unfetched, match=why):
                 await world.fetch(sts_timeout=0.3 if "pause" in changes else 5.0)
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 @pytest.mark.parametrize(
@@ -370,7 +384,7 @@ def test_what_is_an_answer(world: World, changes: dict[str, object]) -> None:
         async with world.run():
             assert await world.fetch() is not None
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_policy_host_in_a_private_network_is_not_asked(world: World) -> None:
@@ -382,7 +396,7 @@ def test_a_policy_host_in_a_private_network_is_not_asked(world: World) -> None:
                 await world.fetch(allow_private_destinations=False)
             assert world.https.requests == []
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_the_first_address_that_answers_will_do(world: World) -> None:
@@ -394,4 +408,4 @@ def test_the_first_address_that_answers_will_do(world: World) -> None:
             with pytest.raises(Unfetched, match=r"127\.0\.0\.32"):
                 await world.fetch()
 
-    asyncio.run(main())
+    uvloop.run(main())
