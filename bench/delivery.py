@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -76,20 +78,25 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--size", type=int, default=4000)
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory, prepared(options.dsn, Path(directory)) as bench:
+        fill(bench, options.mails, options.size)
+        with sinks.running("127.0.0.21", bench.port, delay=options.delay) as sink:
+            uvloop.run(measure(bench, sink, options.mails))
+
+
+@contextmanager
+def prepared(dsn: str, directory: Path) -> Iterator[Bench]:
+    """A bench with a database of its own."""
     name = f"bench_{uuid.uuid4().hex}"
-    with psycopg.connect(f"{options.dsn} dbname=postgres", autocommit=True) as admin:
+    with psycopg.connect(f"{dsn} dbname=postgres", autocommit=True) as admin:
         admin.execute(f'CREATE DATABASE "{name}"')
         try:
-            settings = DatabaseSettings(dsn=f"{options.dsn} dbname={name}")
+            settings = DatabaseSettings(dsn=f"{dsn} dbname={name}")
             migrate.apply(settings, None)
             db = Database(settings, None, "bench")
             db.open()
             vault, pepper = Vault(new_encryption_key("bench")), Pepper(new_secret(40))
-            with tempfile.TemporaryDirectory() as directory:
-                bench = Bench(settings, db, vault, seed.tenant(db, vault, pepper), Path(directory), ttl=300)
-                fill(bench, options.mails, options.size)
-                with sinks.running("127.0.0.21", bench.port, delay=options.delay) as sink:
-                    uvloop.run(measure(bench, sink, options.mails))
+            yield Bench(settings, db, vault, seed.tenant(db, vault, pepper), directory, ttl=300)
             db.close()
         finally:
             admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

@@ -99,8 +99,12 @@ class _Sink:
         pipe.send("ready")
         while True:
             await loop.run_in_executor(None, pipe.poll, None)
-            if pipe.recv() == "end":
-                break
+            match pipe.recv():
+                case "end":
+                    break
+                case "begin":
+                    self.started = loop.time()
+                    continue
             pipe.send(
                 {"connections": self.connections, "refused": self.refused, "open": self.open, "mails": self.mails}
             )
@@ -116,6 +120,10 @@ class Sink:
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
+
+    def begin(self) -> None:
+        """Let the time of its limits begin now."""
+        self._pipe.send("begin")
 
     def counts(self) -> dict[str, Any]:
         """`connections`, `refused`, `open`, and `mails`: how many copies of each subject came."""
