@@ -278,3 +278,11 @@ def test_site_ends_at_an_unsupported_debian(ansible: Ansible, tmp_path: Path) ->
     assert "out2 has Debian 11; install Debian 12 or 13." in said
     assert "out1 has" not in said
     assert "TASK [base" not in done.stdout
+
+
+@pytest.mark.parametrize("example", ["single", "fleet"])
+def test_examples_have_no_mistake(ansible: Ansible, secrets: Path, example: str) -> None:
+    said = ("--module-name", "debug", "--args", "msg={{ groups | mistakes(hostvars) }}", "--extra-vars", f"@{secrets}")
+    done = ansible("ansible", "all[0]", "--inventory", f"inventory/{example}", *said)
+    assert done.returncode == 0, done.stdout
+    assert "msg: []" in done.stdout or '"msg": []' in done.stdout, done.stdout

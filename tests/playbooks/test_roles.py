@@ -102,3 +102,44 @@ def test_database_of_somebody_else_is_reached_by_one_of_its_hosts(ansible: Ansib
         failed = managed(ansible, tmp_path, ports[:1])
     assert failed.returncode != 0
     assert "app reaches no host of remails_dsn; let its firewall accept this host." in " ".join(failed.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("example", "host", "listens", "clients"),
+    [
+        ("single", "relay", "'localhost'", ["127.0.0.1"]),
+        ("fleet", "data1", "'localhost,10.0.0.31'", [f"10.0.0.{number}" for number in (11, 12, 21, 22, 23)]),
+    ],
+)
+def test_postgresql_listens_to_the_hosts_of_the_process_table(
+    ansible: Ansible, tmp_path: Path, example: str, host: str, listens: str, clients: list[str]
+) -> None:
+    template = f"{PROJECT}/roles/postgresql/templates"
+    playbook = tmp_path / "render.yml"
+    playbook.write_text(
+        f"""
+- name: Render
+  hosts: database
+  gather_facts: false
+  connection: local
+  roles:
+    - {{role: postgresql, tags: [never]}}  # only its variables
+  tasks:
+    - name: Files
+      ansible.builtin.template:
+        src: "{template}/{{{{ item }}}}.j2"
+        dest: "{tmp_path}/{{{{ item }}}}"
+        mode: "0600"
+      loop: [remails.conf, pg_hba.conf]
+      vars:
+        ansible_python_interpreter: {sys.executable}
+""",
+        encoding="utf-8",
+    )
+    said = ("--extra-vars", "postgresql_memory=1024")
+    done = ansible("ansible-playbook", "--inventory", f"inventory/{example}", playbook, *said)
+    assert done.returncode == 0, done.stdout
+    assert f"listen_addresses = {listens}\n" in (tmp_path / "remails.conf").read_text(encoding="utf-8")
+    lines = (tmp_path / "pg_hba.conf").read_text(encoding="utf-8").splitlines()
+    assert [line.split()[3].removesuffix("/32") for line in lines if line.startswith("hostssl")] == clients
+    assert not any("trust" in line or " all " in line.replace("local   all      postgres", "") for line in lines[2:])
