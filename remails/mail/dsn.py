@@ -16,8 +16,8 @@ MAX_ORCPT = 500  # characters, RFC 3461 §4.2
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*+")
 _ENCODED = re.compile(r"\+([0-9A-F]{2})")
 _ADDRESS_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*+")
-# RFC 6533 §3: an address in UTF-8, as it is or with characters written as \x{20AC}.
-_UTF8_TEXT = re.compile(r"(?:[!-*,-<>-\[\]-~\x80-\U0010ffff]|\\x\{[0-9A-F]{2,6}\}|\+[0-9A-F]{2})*+")
+# RFC 6533 §3: an address in UTF-8 in the form every server takes, with characters written as \x{20AC}.
+_UTF8_TEXT = re.compile(r"(?:[!-*,-<>-\[\]-~]|\\x\{[0-9A-F]{2,6}\}|\+[0-9A-F]{2})*+")
 _WORDS = ("SUCCESS", "FAILURE", "DELAY")
 
 
@@ -34,6 +34,11 @@ class Asked:
     envid: str | None = None
     """The sender's own name for the transaction, in xtext."""
 
+    @property
+    def parameters(self) -> str:
+        """As MAIL says it, with a blank in front; empty for nothing."""
+        return "".join(f" {name}={value}" for name, value in (("RET", self.ret), ("ENVID", self.envid)) if value)
+
 
 @dataclass(frozen=True, slots=True)
 class AskedOf:
@@ -43,6 +48,11 @@ class AskedOf:
     """`NEVER`, or some of `SUCCESS,FAILURE,DELAY`; without it failures are reported, and perhaps delays."""
     orcpt: str | None = None
     """The address the message was sent to at first: type, semicolon, and the address in xtext."""
+
+    @property
+    def parameters(self) -> str:
+        """As RCPT says it, with a blank in front; empty for nothing."""
+        return "".join(f" {name}={value}" for name, value in (("NOTIFY", self.notify), ("ORCPT", self.orcpt)) if value)
 
 
 NOTHING = Asked()

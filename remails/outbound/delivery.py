@@ -20,7 +20,7 @@ import msgspec
 from remails.config import Outbound
 from remails.errors import Unavailable
 from remails.logs import Log
-from remails.mail import backoff, bounce, retry, sevenbit
+from remails.mail import backoff, bounce, dsn, retry, sevenbit
 from remails.mail.bounce import Blame
 from remails.mail.reply import Phase, Reply
 from remails.mail.retry import Decision, Outcome
@@ -251,7 +251,17 @@ class Courier:
             return all(await asyncio.gather(*map(self._begin, begun)))
 
         first = claims[0]
-        return Envelope(first.mail_from, recipients, wire, first.eight_bit, message.seven_bit, first.smtputf8, begin)
+        return Envelope(
+            first.mail_from,
+            recipients,
+            wire,
+            first.eight_bit,
+            message.seven_bit,
+            first.smtputf8,
+            begin,
+            asked=dsn.Asked(first.dsn_ret, first.dsn_envid),
+            asked_of={claim.recipient: dsn.AskedOf(claim.dsn_notify, claim.dsn_orcpt) for claim in claims},
+        )
 
     async def _conclude_all(self, claims: Iterable[Claim], answer: Reply) -> None:
         await asyncio.gather(*(self._conclude(claim, Try(answer)) for claim in claims))

@@ -17,7 +17,7 @@ import errno
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import cast
@@ -27,7 +27,7 @@ from aiosmtplib.esmtp import parse_esmtp_extensions
 
 from remails.config import Outbound
 from remails.errors import Unavailable
-from remails.mail import dane, reply, retry
+from remails.mail import dane, dsn, reply, retry
 from remails.mail.reply import Phase, Reply
 from remails.outbound.protocol import Exchange, Protocol
 from remails.outbound.route import Target
@@ -51,6 +51,10 @@ class Envelope:
     smtputf8: bool
     begin: Callable[[Sequence[str]], Awaitable[bool]]
     """Notes durably that the message may be on its way to these; false when it is no longer ours to send."""
+    asked: dsn.Asked = dsn.NOTHING
+    """What the sender wants to be told; passed on to a server that offers DSN."""
+    asked_of: Mapping[str, dsn.AskedOf] = field(default_factory=dict)
+    """The same of single recipients."""
 
 
 class SourceMissing(Exception):
@@ -219,7 +223,8 @@ class Session:
     def dialogue(self, recipient: str) -> list[Exchange]:
         """What was said about the last message, with the server or of this recipient."""
         own = f"RCPT TO:<{recipient}>"
-        return [one for one in self._protocol.dialogue if not one.command.startswith("RCPT ") or one.command == own]
+        said = self._protocol.dialogue
+        return [one for one in said if not one.command.startswith("RCPT ") or f"{one.command} ".startswith(f"{own} ")]
 
     async def close(self) -> None:
         """Say QUIT and close."""
@@ -305,10 +310,11 @@ class Session:
         try:
             wire = await self._fit(envelope)
             mail = f"MAIL {self._mail(envelope, wire)}"
+            rcpt = {recipient: f"RCPT {self._rcpt(envelope, recipient)}" for recipient in recipients}
             if "pipelining" in self._extensions:
-                await self._pipelined(mail, recipients, transaction, reset=reset)
+                await self._pipelined(mail, rcpt, transaction, reset=reset)
             else:
-                await self._step_by_step(mail, recipients, transaction, reset=reset)
+                await self._step_by_step(mail, rcpt, transaction, reset=reset)
             if transaction.accepted:
                 await self._begin(envelope, transaction.accepted)
                 answer = await self._body(wire)
@@ -356,13 +362,19 @@ class Session:
             if "smtputf8" not in self._extensions:
                 raise Broken(Reply(Phase.MAIL, 553, "5.6.7", "the server does not take addresses in UTF-8 (SMTPUTF8)"))
             parameters.append("SMTPUTF8")  # RFC 6531 §3.4
-        return " ".join([f"FROM:<{envelope.mail_from}>", *parameters])
+        asked = envelope.asked.parameters if "dsn" in self._extensions else ""  # RFC 3461 §5.2.1
+        return " ".join([f"FROM:<{envelope.mail_from}>", *parameters]) + asked
+
+    def _rcpt(self, envelope: Envelope, recipient: str) -> str:
+        """The argument of RCPT."""
+        asked = envelope.asked_of.get(recipient, dsn.NOT_ASKED).parameters if "dsn" in self._extensions else ""
+        return f"TO:<{recipient}>{asked}"
 
     def _send(self, *commands: str) -> None:
         self._protocol.ask("".join(f"{command}\r\n" for command in commands).encode(), len(commands))
 
     async def _step_by_step(
-        self, mail: str, recipients: Sequence[str], transaction: _Transaction, *, reset: bool
+        self, mail: str, rcpt: Mapping[str, str], transaction: _Transaction, *, reset: bool
     ) -> None:
         if reset:
             with contextlib.suppress(aiosmtplib.SMTPServerDisconnected):
@@ -371,18 +383,18 @@ class Session:
         with _phase(Phase.MAIL):
             code, text = await self._command(mail)
         _expect(2, Phase.MAIL, code, text)
-        for recipient in recipients:
+        for recipient, command in rcpt.items():
             with _phase(Phase.RCPT):
-                code, text = await self._command(f"RCPT TO:<{recipient}>")
+                code, text = await self._command(command)
             _note(recipient, code, text, transaction)
         if transaction.accepted:
             with _phase(Phase.DATA):
                 code, text = await self._command("DATA")
             _expect(3, Phase.DATA, code, text)
 
-    async def _pipelined(self, mail: str, recipients: Sequence[str], transaction: _Transaction, *, reset: bool) -> None:
+    async def _pipelined(self, mail: str, rcpt: Mapping[str, str], transaction: _Transaction, *, reset: bool) -> None:
         """RFC 2920 §3.1: the replies come in the order of the commands."""
-        commands = [mail, *(f"RCPT TO:<{recipient}>" for recipient in recipients), "DATA"]
+        commands = [mail, *rcpt.values(), "DATA"]
         with _phase(Phase.MAIL) if not reset else contextlib.suppress(aiosmtplib.SMTPServerDisconnected):
             self._send(*(["RSET"] if reset else []), *commands)
         if reset:
@@ -390,7 +402,7 @@ class Session:
         with _phase(Phase.MAIL):
             code, text = await self._next()
         refused = None if code // 100 == 2 else reply.of(Phase.MAIL, code, text)
-        for recipient in recipients:
+        for recipient in rcpt:
             with _phase(Phase.RCPT) if refused is None else _phase_of(refused):
                 code, text = await self._next()
             if refused is None:

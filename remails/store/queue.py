@@ -46,6 +46,11 @@ class Claim:
     plaintext_fallback: bool
     avoided: list[str]
     """MX hosts that left three attempts or more without a last word."""
+    dsn_ret: str | None
+    """What the sender asked for (`mail.dsn`), of the message and of the recipient."""
+    dsn_envid: str | None
+    dsn_notify: str | None
+    dsn_orcpt: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,8 @@ RETURNING d.id, d.message_id, d.organization_id, m.project_id, m.domain_id, d.re
     CASE WHEN d.attempts < 3 THEN '{}'::text[] ELSE ARRAY(
         SELECT t.mx_host FROM timeline t
         WHERE t.message_id = d.message_id AND t.delivery_id = d.id AND t.kind = 'ambiguous' AND t.mx_host IS NOT NULL
-        GROUP BY t.mx_host HAVING count(*) >= 3) END AS avoided
+        GROUP BY t.mx_host HAVING count(*) >= 3) END AS avoided,
+    m.dsn_ret, m.dsn_envid, d.dsn_notify, d.dsn_orcpt
 """
 
 
