@@ -129,6 +129,10 @@ HTTP_SECONDS = _histogram("http_seconds", "Time to answer a request.", buckets=_
 # delivery
 DELIVERIES = _counter("deliveries", "Results of attempts to deliver, one for each recipient.", "outcome")
 DELIVERY_SECONDS = _histogram("delivery_seconds", "From an attempt's first command to the reply.", buckets=_SLOW)
+ATTEMPTS_SECURED = _counter(
+    "attempts_secured", "Attempts at a server, by the rule for its TLS and what it came to.", "policy", "tls"
+)
+STS_FETCHES = _counter("sts_fetches", "MTA-STS policies of recipients' domains that were asked for.", "outcome")
 DELIVERIES_IN_HAND = _gauge("deliveries_in_hand", "Deliveries that this host has claimed and not finished.")
 SOURCES_USABLE = _gauge("sources_usable", "Outbound addresses that this host may send from now.")
 ADDRESSES_HELD = _gauge("addresses_held", "Outbound addresses that this host's IP agent has leased.", "state")

@@ -26,10 +26,10 @@ from remails.mail.reply import Phase, Reply
 from remails.mail.retry import Decision, Outcome
 from remails.outbound import transport
 from remails.outbound.destinations import Busy, Destination, Destinations
-from remails.outbound.guard import Guard
 from remails.outbound.holdings import Holding, Holdings
 from remails.outbound.protocol import Exchange
 from remails.outbound.route import Router, Target
+from remails.outbound.rules import Rules
 from remails.outbound.security import Secured, Security
 from remails.outbound.sts import Pending
 from remails.outbound.transport import Envelope, Place
@@ -122,7 +122,7 @@ class Courier:
         settings: Outbound,
         holdings: Holdings,
         router: Router,
-        guard: Guard,
+        rules: Rules,
         signer: Signer,
         destinations: Destinations,
         *,
@@ -132,7 +132,7 @@ class Courier:
         release: Release,
     ) -> None:
         self._settings, self._holdings, self._router = settings, holdings, router
-        self._guard, self._signer, self._destinations = guard, signer, destinations
+        self._rules, self._signer, self._destinations = rules, signer, destinations
         self._load, self._begin, self._record, self._release = load, begin, record, release
         self._jitter = random.Random()  # noqa: S311  # spreads load, guards nothing
 
@@ -168,7 +168,7 @@ class Courier:
         organization_id = claims[0].organization_id
         try:
             # Before a slot is taken, which is for talking only
-            rules = await self._guard.rules(claims[0].domain, targets, strict=not claims[0].plaintext_fallback)
+            rules = await self._rules.of(claims[0].domain, targets, strict=not claims[0].plaintext_fallback)
             with destination.admitted(claims):
                 if claims[0].size <= _SMALL:
                     await message.wire()  # made ready before the slot is taken, so that slots are for talking only

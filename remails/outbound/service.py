@@ -41,10 +41,10 @@ from remails.mail.bounce import Blame
 from remails.outbound import security
 from remails.outbound.delivery import Courier
 from remails.outbound.destinations import Destinations
-from remails.outbound.guard import Guard
 from remails.outbound.holdings import Holdings
 from remails.outbound.room import Room
 from remails.outbound.route import Router
+from remails.outbound.rules import Rules
 from remails.outbound.signing import Signing
 from remails.outbound.sts import Policies
 from remails.store import addresses, leases, queue, server, suppressions
@@ -86,7 +86,7 @@ class Outbound:
             settings.outbound,
             self._holdings,
             Router(dns, allow_private=settings.outbound.allow_private_destinations),
-            Guard(dns, self._policies, settings.outbound.port),
+            Rules(dns, self._policies, settings.outbound.port),
             Signing(db, vault),
             self._destinations,
             load=self._bodies,
@@ -270,6 +270,9 @@ class Outbound:
         self._drop([claim for claim, _, _ in batch])
         for claim, result, _ in batch:
             metrics.DELIVERIES.add(outcome=result.kind)
+            if result.tls_policy is not None:
+                proof = {True: "verified", False: "unverified", None: "none"}[result.tls_verified]
+                metrics.ATTEMPTS_SECURED.add(policy=result.tls_policy, tls=proof)
             if result.milliseconds is not None:
                 metrics.DELIVERY_SECONDS.observe(result.milliseconds / 1000)
             self._publisher.publish(events.Attempted(claim.organization_id, claim.message_id, claim.id, result.status))

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import dns.asyncresolver
 
-from remails import resolver
+from remails import metrics, resolver
 from remails.config import Outbound
 from remails.db import Database
 from remails.logs import Log
@@ -143,6 +143,7 @@ class Policies:
                 policy = await fetch(domain, self._resolver, self._settings)
         except Unfetched as error:
             log.warning("MTA-STS policy not fetched", domain=domain, reason=error)
+            metrics.STS_FETCHES.add(outcome="failed")
             _bounded(self._failed)[domain] = record_id, time.monotonic()
             return None
         self._failed.pop(domain, None)

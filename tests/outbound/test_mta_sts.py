@@ -11,6 +11,7 @@ import authority
 import pytest
 import uvloop
 from authority import Authority, Issued, issue
+from prometheus_client import REGISTRY
 from workbench import Bench, free_port
 
 from remails import resolver
@@ -154,6 +155,9 @@ def test_mail_goes_where_the_policy_allows(
             assert (row.status, entry.tls_policy, entry.tls_verified) == (status, rule, verified), entry
             assert note in entry.tls_note
             assert bool(entry.tls_note) == bool(note)
+            if rule is not None:
+                shown = {True: "verified", False: "unverified", None: "none"}[verified]
+                assert REGISTRY.get_sample_value("remails_attempts_secured_total", {"policy": rule, "tls": shown})
             if status == "delivered":
                 (record,) = await mx.wait(1)
                 assert (record.tls is None) == (certificate is None)

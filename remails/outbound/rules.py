@@ -34,7 +34,7 @@ class _Records:
     usable: tuple[Tlsa, ...]
 
 
-class Guard:
+class Rules:
     """Looks up rules.
 
     Args:
@@ -44,14 +44,19 @@ class Guard:
     def __init__(self, dns_resolver: dns.asyncresolver.Resolver, policies: Policies, port: int) -> None:
         self._resolver, self._policies, self._port = dns_resolver, policies, port
 
-    async def rules(self, domain: str, targets: Sequence[Target], *, strict: bool) -> Mapping[str, Security | Reply]:
+    async def of(self, domain: str, targets: Sequence[Target], *, strict: bool) -> Mapping[str, Security | Reply]:
         """What is asked of each host; a Reply says why it cannot be talked to. `strict`: the project wants TLS.
 
         Raises:
             Pending: the domain's policy is being fetched.
             Unavailable: the database is needed to know.
         """
-        hosts = {target.host: target for target in targets}
+        hosts: dict[str, Target] = {}
+        for target in targets:
+            if (
+                target.vouched or target.host not in hosts
+            ):  # where DNSSEC vouches for one of its addresses, it does for it
+                hosts[target.host] = target
         if not any(target.vouched for target in hosts.values()):
             policy = await self._policies.of(domain)
             return {host: _rule(domain, host, None, policy, strict=strict) for host in hosts}
