@@ -7,12 +7,15 @@ import flask
 from flask import request
 from werkzeug.wrappers import Response
 
+from remails import guard
 from remails.api import auth, changes
 from remails.api.state import state
 from remails.api.ui import answers
-from remails.store import addresses, constraints, organizations, usage
+from remails.store import addresses, audit, bans, constraints, organizations, usage
 from remails.store.ids import OrganizationId
 from remails.store.organizations import BlockStatus
+
+_MOST_GUESSERS = 200
 
 blueprint = flask.Blueprint("fleet", __name__, url_prefix="/admin")
 
@@ -56,6 +59,25 @@ def block_POST(organization_id: OrganizationId) -> Response:
         answers.found(organizations.set_block_status(conn, organization_id, status) or None)
         changes.record(conn, "updated", "organization", organization_id, {"block_status": status})
     return answers.go(".organizations_GET", "saved")
+
+
+@blueprint.get("/bans")
+@auth.needs(auth.installation_admin)
+def bans_GET() -> Response:
+    """The networks that are banned for guessing, who guesses, and at which accounts."""
+    guessers = state().db.run(bans.list_, guard.limit_of(state().settings.bans), _MOST_GUESSERS)
+    return answers.page("fleet/bans.html", place="bans", guessers=guessers)
+
+
+@blueprint.post("/bans/lift")
+@auth.needs(auth.installation_admin)
+def lift_POST() -> Response:
+    """Lift a ban, and forget the network's guesses."""
+    network = request.form.get("network", "").replace("\0", "")
+    with state().db.transaction() as conn:
+        answers.found(bans.lift(conn, network) or None)
+        audit.record(conn, auth.actor().audit, None, "removed", "ban", network, {})
+    return answers.go(".bans_GET", "removed")
 
 
 def _block_status() -> BlockStatus:

@@ -49,7 +49,7 @@ def pages(
     for path in paths:
         seen[path] = boss.get(path)
         seen[f"{path} (reader)"] = reader.get(path)
-    for path in ("/admin/hosts", "/admin/organizations", f"{home}/members"):
+    for path in ("/admin/hosts", "/admin/organizations", "/admin/bans", f"{home}/members"):
         seen[f"{path} (operator)"] = operator.get(path)
     seen["/login"] = parse(stranger(app).get("/login").get_data(as_text=True))
     seen["/login (wrong)"] = parse(stranger(app).post("/login", data={"email": "x"}).get_data(as_text=True))

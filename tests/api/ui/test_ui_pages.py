@@ -11,9 +11,10 @@ from api.ui.browser import Browser, Element, log_in, parse
 
 from remails.api.app import create_app
 from remails.bus.client import Publisher
-from remails.config import Dns, Settings
+from remails.config import Bans, Dns, Settings
 from remails.db import Database
 from remails.dev.dns import Server, StaticZone
+from remails.guard import Guard
 from remails.mail import address
 from remails.store import addresses, audit, credentials, domains, organizations, projects, suppressions, users
 from remails.store.users import Role
@@ -395,6 +396,20 @@ def test_an_organization_is_blocked_by_the_operator(
     assert actions(db, tenant) == [("updated", "organization")]
     response = operator.post(f"{path}/{tenant.organization_id}/block", {"block_status": "nonsense"}, at=path)
     assert response.status_code == 422
+
+
+def test_a_ban_is_shown_and_lifted(operator: Browser, db: Database) -> None:
+    assert operator.get("/admin/bans").one("p", class_="empty").text == "Nobody guesses."
+    known = Guard(Bans(), "inbound")
+    for number in range(10):
+        known.failed("203.0.113.9", "acme-app", str(number))
+    db.run(known.sync)
+    page = operator.get("/admin/bans")
+    assert [row.all("td")[0].text for row in page.one("tbody").all("tr")] == ["203.0.113.9", "acme-app guessed at"]
+    assert page.one("tbody").all("tr")[0].all("td")[1].text.startswith("until in ")
+    page = operator.do("/admin/bans/lift", {"network": "203.0.113.9"}, at="/admin/bans")
+    assert [row.all("td")[0].text for row in page.one("tbody").all("tr")] == ["acme-app guessed at"]
+    assert operator.post("/admin/bans/lift", {"network": "203.0.113.9"}, at="/admin/bans").status_code == 404
 
 
 def test_a_notice_says_only_what_we_wrote(boss: Browser, home: str) -> None:

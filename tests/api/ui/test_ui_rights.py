@@ -184,7 +184,7 @@ def test_an_api_key_opens_no_page(app: flask.Flask, tenant: seed.Tenant, home: s
 
 
 def test_the_installation_is_for_its_admins(boss: Browser, operator: Browser, tenant: seed.Tenant) -> None:
-    for path in ("/admin/hosts", "/admin/organizations"):
+    for path in ("/admin/hosts", "/admin/organizations", "/admin/bans"):
         boss.get(path, 404)
         operator.get(path)
     block = f"/admin/organizations/{tenant.organization_id}/block"
