@@ -35,6 +35,7 @@ MODULES = {
     "credential": "remails.admin.sending",
     "key": "remails.admin.sending",
     "message": "remails.admin.sending",
+    "suppression": "remails.admin.suppressions",
     "pool": "remails.admin.fleet",
     "address": "remails.admin.addresses",
     "addresses": "remails.admin.addresses",

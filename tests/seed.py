@@ -1,5 +1,6 @@
 """A sender with all it needs, for tests: organization, project, verified domain, credentials, pool and addresses."""
 
+import re
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -70,7 +71,7 @@ def tenant(
         known = {row.ip for row in addresses.list_(conn)}
         for source in sources:
             if source not in known:
-                addresses.add(conn, source, pool.id, "static", f"out-{source.replace('.', '-')}.relay.example")
+                addresses.add(conn, source, pool.id, "static", f"out-{re.sub('[.:]', '-', source)}.relay.example")
         registered = addresses.register_host(conn, host, "static", "", "", 50, "test")
         for leased in leases.claim(conn, registered.id, 3600, 50):
             leases.set_state(conn, leased.ip, leased.lease_epoch, "ready")

@@ -92,7 +92,7 @@ def _operation(noun: Noun, operation: Operation, schema: dict[str, Any]) -> dict
         "security": _security(operation.rule),
     }
     if operation.body is not None:
-        content = {"application/json": {"schema": schema[_key(operation.body)]}}
+        content = {media: {"schema": schema[_key(operation.body)]} for media in operation.takes}
         found["requestBody"] = {"required": True, "content": content}
     return found
 

@@ -59,6 +59,11 @@ class Operation:
         return self.types.get("body")
 
     @property
+    def takes(self) -> tuple[str, ...]:
+        """Media types of the request's body: JSON, or text as it is."""
+        return ("text/csv", "text/plain") if self.body is str else ("application/json",)
+
+    @property
     def query(self) -> Any:
         """Struct of the query parameters, None for an operation without."""
         return self.types.get("query")
@@ -84,7 +89,7 @@ class Operation:
         if self.query is not None:
             given["query"] = read_query(request.args, self.query)
         if self.body is not None:
-            given["body"] = _read_body(self.body, self.limit)
+            given["body"] = _read_text(self) if self.body is str else _read_body(self.body, self.limit)
         result = self.fn(**given)
         if isinstance(result, Response):
             return result
@@ -170,14 +175,26 @@ def encode(value: object) -> bytes:
 # What comes in
 
 
-def _read_body(kind: Any, limit: int) -> Any:
+def _read_text(operation: Operation) -> str:
+    try:
+        return _read_bytes(operation.takes, operation.limit).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadRequest("The body is not UTF-8.") from None
+
+
+def _read_bytes(media: Sequence[str], limit: int) -> bytes:
     # One more than the limit: of a chunked body that is too long, werkzeug gives what fits and says nothing.
     request.max_content_length = limit + 1
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType("Send the body as application/json.")
+    if request.mimetype not in media:
+        raise UnsupportedMediaType(f"Send the body as {' or '.join(media)}.")
     data = request.get_data()
     if len(data) > limit:
         raise RequestEntityTooLarge(f"The body is larger than {limit:,} bytes.")
+    return data
+
+
+def _read_body(kind: Any, limit: int) -> Any:
+    data = _read_bytes(("application/json",), limit)
     try:
         value = msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

@@ -136,6 +136,7 @@ TABLE: tuple[Rule, ...] = (
     _row(_DNS, "5", "5.1.10 5.1.2", F, ""),
     _row(_DNS, "5", "5.4.6", F, "The recipient's domain names this relay as its mail server: a loop."),
     _row(_DNS, "5", "", F, "The recipient's domain has no mail server that can be reached."),
+    _row(_DNS, "4", "4.4.4", T, "The recipient's servers have only IP addresses of a version that this mail cannot leave by."),
     _row(_DNS, "4 -", "", T, "The recipient's domain could not be looked up; its name servers have a problem."),
     _row(_LOCAL, "5", "", F, "The message cannot be sent."),
     _row(_LOCAL, "4 -", "", T, "The relay has a problem of its own."),

@@ -33,6 +33,7 @@ from remails.outbound.rules import Rules
 from remails.outbound.security import Secured, Security
 from remails.outbound.sts import Pending
 from remails.outbound.transport import Envelope, Place
+from remails.store import sources
 from remails.store.ids import DomainId
 from remails.store.queue import Begun, Claim, Result
 
@@ -71,6 +72,8 @@ class Try:
     """Whether the answer was for this recipient and nobody else."""
     servers: tuple[dict[str, Any], ...] = ()
     """What was said with each server that was tried, as the timeline keeps it."""
+    source: str | None = None
+    """The address it left from, where that is not the delivery's own."""
 
 
 class _Message:
@@ -105,6 +108,18 @@ class _Message:
         # Without our signature it would only harm the name it is sent in.
         wire = await self._signer.sign(self._claim.domain_id, raw)
         return wire or Reply(Phase.LOCAL, 554, "5.7.20", "the sending domain was removed, or has no active DKIM key")
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """A message for the recipients of one domain: where it may go, by what rules, and from where."""
+
+    claims: Sequence[Claim]
+    targets: Sequence[Target]
+    rules: Mapping[str, Security | Reply]
+    holdings: Mapping[int, Holding]
+    """By version of IP: the deliveries' own address, and perhaps one beside it."""
+    message: _Message
 
 
 class Courier:
@@ -153,73 +168,66 @@ class Courier:
 
     async def _offer(self, claims: Sequence[Claim], message: _Message) -> None:
         """One destination: all recipients of a domain, from one address."""
-        holding = self._holdings.get(claims[0].source)
-        if holding is None:
-            log.warning("address not held, put back", source=claims[0].source, message=claims[0].message_id)
+        first = claims[0]
+        holding = self._holdings.get(first.source)
+        if holding is None or holding.pool_id != first.pool_id:
+            # Perhaps it is no longer of the message's pool: `periodic` gives it another one.
+            log.warning("address not held, put back", source=first.source, message=first.message_id)
             await self._release(claims, self._settings.poll_interval, None)
             return
-        version = 6 if ":" in holding.bind_ip else 4
-        targets = await self._router.resolve(claims[0].domain, version=version)
+        beside = self._holdings.beside(holding, sources.key(first.project_id, first.domain))
+        holdings = {one.version: one for one in (holding, beside) if one is not None}
+        targets = await self._router.resolve(first.domain, tuple(holdings))
         if isinstance(targets, Reply):
             await self._conclude_all(claims, targets)
             return
-        key = holding.ip, tuple(sorted({target.host for target in targets}))
-        destination = self._destinations.get(key)
-        organization_id = claims[0].organization_id
+        destination = self._destinations.get((holding.ip, tuple(sorted({target.host for target in targets}))))
         try:
             # Before a slot is taken, which is for talking only
-            rules = await self._rules.of(claims[0].domain, targets, strict=not claims[0].plaintext_fallback)
+            rules = await self._rules.of(first.domain, targets, strict=not first.plaintext_fallback)
             with destination.admitted(claims):
-                if claims[0].size <= _SMALL:
+                if first.size <= _SMALL:
                     await message.wire()  # made ready before the slot is taken, so that slots are for talking only
-                async with destination.slot(organization_id):
+                async with destination.slot(first.organization_id):
                     claims = await self._in_time(claims)  # the line may have been long
-                    tries = await self._talk(destination, claims, targets, rules, holding, message) if claims else {}
-                await asyncio.gather(*(self._conclude(claim, tries[claim.recipient]) for claim in claims))
+                    recording = await self._talk(destination, _Errand(claims, targets, rules, holdings, message))
+                await asyncio.gather(*recording)
         except (Busy, Pending) as busy:
-            log.info("not now", message=claims[0].message_id, domain=claims[0].domain, reason=busy)
+            log.info("not now", message=first.message_id, domain=first.domain, reason=busy)
             await self._release(claims, busy.delay * self._jitter.uniform(1.0, 1.2), str(busy))
         except transport.SourceMissing as missing:
-            log.error("source address is not on this host, put back", reason=missing, message=claims[0].message_id)
+            log.error("source address is not on this host, put back", reason=missing, message=first.message_id)
             await self._release(claims, 5 * self._settings.poll_interval, None)
 
-    async def _talk(
-        self,
-        destination: Destination,
-        claims: Sequence[Claim],
-        targets: Sequence[Target],
-        rules: Mapping[str, Security | Reply],
-        holding: Holding,
-        message: _Message,
-    ) -> dict[str, Try]:
-        """Offer the message, and let the destination's window follow what came of it."""
-        wire = await message.wire()
+    async def _talk(self, destination: Destination, errand: _Errand) -> list[asyncio.Task[None]]:
+        """Offer the message, and let the destination's window follow what came of it; results are being recorded."""
+        if not errand.claims:
+            return []
+        wire = await errand.message.wire()
         if isinstance(wire, Reply):
-            return dict.fromkeys((claim.recipient for claim in claims), Try(wire))
+            return [asyncio.create_task(self._conclude_all(errand.claims, wire))]
         begun_at = time.monotonic()
-        tries = await self._walk(destination, claims, targets, rules, holding, message, wire)
-        answers = [tried.answer for tried in tries.values()]
+        recording, answers = await self._walk(destination, errand, wire)
         decisive = next((answer for answer in answers if retry.decide(answer).throttles), answers[0])
         destination.heed(decisive, begun_at, throttles=retry.decide(decisive).throttles)
-        return tries
+        return recording
 
     async def _walk(
-        self,
-        destination: Destination,
-        claims: Sequence[Claim],
-        targets: Sequence[Target],
-        rules: Mapping[str, Security | Reply],
-        holding: Holding,
-        message: _Message,
-        wire: bytes,
-    ) -> dict[str, Try]:
-        """Try one server after another for the recipients that another one may do better for (RFC 5321 §5.1)."""
+        self, destination: Destination, errand: _Errand, wire: bytes
+    ) -> tuple[list[asyncio.Task[None]], list[Reply]]:
+        """Try one server after another for the recipients that another one may do better for (RFC 5321 §5.1).
+
+        What one server has settled is recorded while the next one is tried.
+        """
         tries: dict[str, Try] = {}
-        waiting = [claim.recipient for claim in claims]
+        recording: list[asyncio.Task[None]] = []
+        waiting = {claim.recipient: claim for claim in errand.claims}
+        own = errand.claims[0].source
         # A server that has left us without a last word three times is tried after its fellows (O23).
-        avoided = {host for claim in claims for host in claim.avoided}
-        for target in sorted(targets, key=lambda one: one.host in avoided):
-            security = rules[target.host]
+        avoided = {host for claim in errand.claims for host in claim.avoided}
+        missing: transport.SourceMissing | None = None
+        for target in sorted(errand.targets, key=lambda one: one.host in avoided):
+            security, holding = errand.rules[target.host], errand.holdings[6 if ":" in target.ip else 4]
             if isinstance(security, Reply):
                 for recipient in waiting:
                     tries[recipient] = Try(
@@ -228,29 +236,38 @@ class Courier:
                 continue
             started = time.monotonic()
             place = Place(target, holding.bind_ip, holding.ehlo_name, security)
-            replies, session = await destination.send(place, self._envelope(claims, waiting, target, message, wire))
+            envelope = self._envelope(list(waiting.values()), target, errand.message, wire)
+            try:
+                replies, session = await destination.send(place, envelope)
+            except transport.SourceMissing as error:
+                missing = error
+                continue
             took = round((time.monotonic() - started) * 1000)
             shared = Counter(map(id, replies.values()))
+            source = holding.ip if holding.ip != own else None
             for recipient, answer in replies.items():
                 secured = session.secured if session else Secured(security.policy)
                 servers = _servers(
                     tries.get(recipient), target, answer, took, session.dialogue(recipient) if session else ()
                 )
                 alone = shared[id(answer)] == 1
-                tries[recipient] = Try(answer, target, secured, took, is_alone=alone, servers=servers)
-            waiting = [recipient for recipient in waiting if retry.decide(tries[recipient].answer).next_host]
-            if not waiting or self._holdings.get(holding.ip) is None:
+                tries[recipient] = Try(answer, target, secured, took, alone, servers, source)
+                if not retry.decide(answer).next_host:
+                    claim = waiting.pop(recipient)
+                    recording.append(asyncio.create_task(self._conclude(claim, tries[recipient])))
+            if not waiting or self._holdings.get(own) is None:
                 break
-        return tries
+        if missing is not None and not tries:
+            raise missing
+        recording += [asyncio.create_task(self._conclude(claim, tries[name])) for name, claim in waiting.items()]
+        return recording, [tried.answer for tried in tries.values()]
 
-    def _envelope(
-        self, claims: Sequence[Claim], recipients: Sequence[str], target: Target, message: _Message, wire: bytes
-    ) -> Envelope:
+    def _envelope(self, claims: Sequence[Claim], target: Target, message: _Message, wire: bytes) -> Envelope:
         async def begin(accepted: Sequence[str]) -> bool:
             begun = (Begun(c.id, c.claim_epoch, target.host, target.ip) for c in claims if c.recipient in accepted)
             return all(await asyncio.gather(*map(self._begin, begun)))
 
-        first = claims[0]
+        first, recipients = claims[0], [claim.recipient for claim in claims]
         return Envelope(
             first.mail_from,
             recipients,
@@ -270,12 +287,11 @@ class Courier:
         now = datetime.now(UTC)
         decision = retry.decide(tried.answer)
         status, kind = _KIND[decision.outcome]
-        text = tried.answer.text
         again: datetime | None = None
         if status == "reattempt":
             again = self._again(claim, tried.answer, now)
             if again is None:
-                status, kind, text = "failed", "expired", f"time is up; last: {tried.answer.line}"
+                status, kind = "failed", "expired"
         await self._keep(
             claim,
             Result(
@@ -284,11 +300,11 @@ class Courier:
                 claim_epoch=claim.claim_epoch,
                 status=status,
                 kind=kind,
-                text=text,
+                text=tried.answer.text,
                 next_attempt_at=again,
                 code=tried.answer.code,
                 enhanced=tried.answer.enhanced,
-                source=claim.source,
+                source=tried.source or claim.source,
                 mx_host=tried.target.host if tried.target else None,
                 mx_ip=tried.target.ip if tried.target else None,
                 tls=tried.secured.tls if tried.secured else None,

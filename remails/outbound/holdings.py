@@ -7,7 +7,9 @@ its database stops using addresses before another host can lease them (the agent
 import time
 from dataclasses import dataclass
 
-from remails.store import leases
+from remails.store import leases, sources
+from remails.store.ids import PoolId
+from remails.store.sources import Candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +19,14 @@ class Holding:
     ip: str
     bind_ip: str
     ehlo_name: str
+    pool_id: PoolId
     deadline: float
     """Monotonic time at which the lease ends."""
+
+    @property
+    def version(self) -> int:
+        """Of IP."""
+        return 6 if ":" in self.bind_ip else 4
 
 
 class Holdings:
@@ -35,7 +43,8 @@ class Holdings:
         """
         before = set(self._held)
         self._held = {
-            row.ip: Holding(row.ip, row.bind_ip or row.ip, row.ptr_name, asked_at + row.seconds_left) for row in held
+            row.ip: Holding(row.ip, row.bind_ip or row.ip, row.ptr_name, row.pool_id, asked_at + row.seconds_left)
+            for row in held
         }
         return set(self._held) - before, before - set(self._held)
 
@@ -47,3 +56,13 @@ class Holdings:
         """This address, if it is ours to use now."""
         holding = self._held.get(ip)
         return holding if holding is not None and holding.deadline > time.monotonic() else None
+
+    def beside(self, holding: Holding, key: bytes) -> Holding | None:
+        """The address of the same pool that stands in where only the other version of IP leads; the same one for a `key`."""
+        others = [
+            Candidate(ip, ready=True)
+            for ip in self.usable()
+            if self._held[ip].pool_id == holding.pool_id and self._held[ip].version != holding.version
+        ]
+        ip = sources.choose(others, key)
+        return self.get(ip) if ip is not None else None

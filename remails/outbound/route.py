@@ -1,5 +1,6 @@
 """Where mail for a domain goes: its MX hosts in order, each with its addresses (RFC 5321 §5.1)."""
 
+import asyncio
 import ipaddress
 import random
 from collections.abc import Iterable, Sequence
@@ -44,22 +45,35 @@ class Router:
         self._resolver, self._allow_private = dns_resolver, allow_private
         self._random = random.Random()  # noqa: S311  # spreads load, guards nothing
 
-    async def resolve(self, domain: str, *, version: int) -> list[Target] | Reply:
-        """The targets for `domain` that an address of IP `version` can reach, in the order to try, or why there is none."""
+    async def resolve(self, domain: str, versions: Sequence[int]) -> list[Target] | Reply:
+        """The targets for `domain`, in the order to try, or why there is none.
+
+        Args:
+            versions: of IP, that we can send by; for each host the first of them goes first.
+        """
         hosts = await self._hosts(domain)
         if isinstance(hosts, Reply):
             return hosts
-        targets: list[Target] = []
-        problem: Reply | None = None
-        for host in hosts.names[:MOST_HOSTS]:
-            found = await self._addresses(host, version, is_vouched=hosts.is_secure)
-            if isinstance(found, Reply):
-                problem = problem or found
-            else:
-                targets += found
+        targets, problem = await self._all(hosts, versions)
         if targets:
             return targets
+        if problem is None and (others := {4, 6} - set(versions)):
+            unreachable, problem = await self._all(hosts, tuple(others))
+            if unreachable:
+                text = f"the mail servers of {domain} have only IPv{max(others)} addresses, and this mail has none to leave from"
+                return Reply(Phase.DNS, 451, "4.4.4", text)
         return problem or Reply(Phase.DNS, 550, "5.4.4", f"no mail server of {domain} has an address")
+
+    async def _all(self, hosts: "_Hosts", versions: Sequence[int]) -> tuple[list[Target], Reply | None]:
+        """The targets at all hosts, and the first thing that went wrong."""
+        asked = (
+            self._addresses(host, version, is_vouched=hosts.is_secure)
+            for host in hosts.names[:MOST_HOSTS]
+            for version in versions
+        )
+        found = await asyncio.gather(*asked)
+        problem = next((one for one in found if isinstance(one, Reply)), None)
+        return [target for one in found if not isinstance(one, Reply) for target in one], problem
 
     async def _hosts(self, domain: str) -> "_Hosts | Reply":
         lookup = await resolver.ask_async(self._resolver, domain, "MX")

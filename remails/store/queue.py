@@ -20,7 +20,7 @@ from uuid import UUID
 from psycopg.rows import class_row, scalar_row
 
 from remails.db import Connection
-from remails.store.ids import DeliveryId, DomainId, HostId, MessageId, OrganizationId, ProjectId
+from remails.store.ids import DeliveryId, DomainId, HostId, MessageId, OrganizationId, PoolId, ProjectId
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Claim:
     organization_id: OrganizationId
     project_id: ProjectId
     domain_id: DomainId
+    pool_id: PoolId
     recipient: str
     domain: str
     source: str
@@ -119,7 +120,7 @@ UPDATE deliveries d SET claimed_by = %(host_id)s, claim_epoch = d.claim_epoch + 
     begun_at = NULL, attempts = d.attempts + (due.begun_at IS NOT NULL)::int
 FROM due, messages m, projects p
 WHERE d.id = due.id AND m.id = d.message_id AND p.id = m.project_id
-RETURNING d.id, d.message_id, d.organization_id, m.project_id, m.domain_id, d.recipient, d.domain,
+RETURNING d.id, d.message_id, d.organization_id, m.project_id, m.domain_id, m.pool_id, d.recipient, d.domain,
     host(d.source) AS source, d.attempts, d.claim_epoch, m.created_at, m.expires_at, m.mail_from, m.size,
     m.eight_bit, m.smtputf8, p.plaintext_fallback,
     CASE WHEN d.attempts < 3 THEN '{}'::text[] ELSE ARRAY(
@@ -303,7 +304,9 @@ def record_many(conn: Connection, results: Sequence[Result], host: str | None = 
                 claimed_by = NULL,
                 begun_at = NULL,
                 claim_epoch = CASE WHEN d.claim_epoch = r.claim_epoch THEN d.claim_epoch ELSE d.claim_epoch + 1 END,
-                last_code = r.code, last_enhanced = r.enhanced, last_reply = r.text, cause = r.cause,
+                last_code = CASE WHEN r.counts THEN r.code ELSE d.last_code END,
+                last_enhanced = CASE WHEN r.counts THEN r.enhanced ELSE d.last_enhanced END,
+                last_reply = CASE WHEN r.counts THEN r.text ELSE coalesce(d.last_reply, r.text) END, cause = r.cause,
                 mx_host = r.mx_host, mx_ip = r.mx_ip::inet, tls = r.tls,
                 delayed_at = CASE WHEN r.is_delayed THEN coalesce(d.delayed_at, clock_timestamp()) ELSE d.delayed_at END,
                 finished_at = CASE WHEN r.status IN ('delivered', 'failed') THEN clock_timestamp() END

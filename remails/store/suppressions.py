@@ -10,11 +10,12 @@ stays until its own end, or until a person takes it away. Addresses are compared
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from psycopg.rows import class_row
 
 from remails import db
+from remails.mail.addresslist import Entry
 from remails.store import constraints
 from remails.store.ids import OrganizationId
 
@@ -126,6 +127,26 @@ def add_many(conn: db.Connection, organization_id: OrganizationId, new: Sequence
             ],
         )
     return len(rows)
+
+
+def import_(conn: db.Connection, organization_id: OrganizationId, entries: Sequence[Entry]) -> int:
+    """Suppress what a list says; how many addresses it has."""
+    new = [NewSuppression(one.address, one.reason, _KINDS[one.kind], one.until) for one in entries]
+    return add_many(conn, organization_id, new) if new else 0
+
+
+_KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+
+
+def export(
+    conn: db.Connection, organization_id: OrganizationId
+) -> list[tuple[str, Kind, str, datetime | None, datetime]]:
+    """All that is suppressed now, as `addresslist.write` takes it."""
+    return conn.execute(
+        """SELECT address, kind, reason, nullif(suppressed_until, 'infinity'), created_at
+           FROM suppressions WHERE organization_id = %s AND suppressed_until > now() ORDER BY address""",
+        [organization_id],
+    ).fetchall()
 
 
 def remove(conn: db.Connection, organization_id: OrganizationId, address_key: str) -> bool:

@@ -22,7 +22,7 @@ from remails.bus.client import Publisher
 from remails.config import Bus, Mail, Settings
 from remails.db import Database
 from remails.mail import address, dsn
-from remails.store import addresses, messages, organizations, plans, queue, suppressions
+from remails.store import addresses, audit, messages, organizations, plans, queue, suppressions
 from remails.store.ids import MessageId
 from remails.store.rates import Rate
 from remails.vault import Pepper, Vault
@@ -537,7 +537,7 @@ def test_retry_makes_what_failed_due_again(key: Caller, send: Any, db: Database,
 
 def test_the_suppression_list(key: Caller, tenant: Tenant, db: Database) -> None:
     added = key.ok("POST", path(tenant, "/suppressed"), {"email_address": "A/b@Example.NET", "reason": "asked us"})
-    assert added == {"email_address": "a/b@example.net", "reason": "asked us"}
+    assert added == {"email_address": "a/b@example.net", "reason": "asked us", "retry_after": None}
     db.run(
         suppressions.record_bounces,
         [suppressions.Bounced(tenant.organization_id, "dead@example.net", True, "550 5.1.1 no such user")],
@@ -554,6 +554,57 @@ def test_the_suppression_list(key: Caller, tenant: Tenant, db: Database) -> None
     assert key("DELETE", path(tenant, "/suppressed/nonsense")).status_code == 404
     bad = key("POST", path(tenant, "/suppressed"), {"email_address": "nonsense"}).get_json()
     assert (bad["status"], bad["field"]) == (422, "email_address")
+
+
+def test_a_suppression_has_a_kind_and_an_end(key: Caller, tenant: Tenant) -> None:
+    until = "2031-01-31T00:00:00Z"
+    key.ok("POST", path(tenant, "/suppressed"), {"email_address": "a@example.net", "retry_after": until})
+    (row,) = key.ok("GET", path(tenant, "/suppressed?search=A@ex"))
+    assert (row["kind"], row["retry_after"]) == ("manual", until)
+    assert key.ok("GET", path(tenant, "/suppressed?search=b@")) == []
+
+
+def test_a_list_is_imported_and_exported(key: Caller, tenant: Tenant, db: Database) -> None:
+    """The lines that are wrong are told; what is exported can be imported elsewhere."""
+    text = "\ufeffemail,reason,kind\nA@example.net,550 no,bounce\nnobody,x,\nb@example.net,=SUM(1),complaint\n"
+    headers = {"Content-Type": "text/csv; charset=utf-8"}
+    answer = key("POST", path(tenant, "/suppressed/import"), data=text.encode(), headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.get_json() == {
+        "imported": 2,
+        "failed": 1,
+        "errors": [{"line": 3, "text": "nobody,x,", "error": "nobody has no @"}],
+    }
+    exported = key("GET", path(tenant, "/suppressed/export"))
+    assert exported.mimetype == "text/csv"
+    heading, first, second = exported.text.splitlines()
+    assert heading == "email_address,kind,reason,retry_after,created_at"
+    assert first.startswith("a@example.net,bounce,550 no,,2")
+    assert second.startswith("b@example.net,complaint,'=SUM(1),,2")
+    db.run(suppressions.remove, tenant.organization_id, "a@example.net")
+    again = key("POST", path(tenant, "/suppressed/import"), data=exported.text.encode(), headers=headers).get_json()
+    assert (again["imported"], again["failed"]) == (2, 0)
+    entries = db.run(audit.list_, tenant.organization_id)
+    assert [(entry.action, entry.details) for entry in entries] == [
+        ("imported", {"imported": 2, "failed": 0}),
+        ("exported", {}),
+        ("imported", {"imported": 2, "failed": 1}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "media", "status"),
+    [
+        (b"a@example.net", "application/json", 415),
+        (b"\xff", "text/plain", 400),
+        (b"\n" * 100_001, "text/plain", 413),
+        (b"a" * 8_000_001, "text/plain", 413),
+        (b"", "text/plain", 200),
+    ],
+)
+def test_a_list_is_bounded_text(key: Caller, tenant: Tenant, data: bytes, media: str, status: int) -> None:
+    answer = key("POST", path(tenant, "/suppressed/import"), data=data, headers={"Content-Type": media})
+    assert answer.status_code == status
 
 
 def test_mail_waits_where_no_address_is_ready(send: Any, db: Database, tenant: Tenant) -> None:

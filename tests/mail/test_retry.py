@@ -105,6 +105,7 @@ ROWS = [
     (Phase.DNS, 550, "5.4.6 loop", F, ""),
     (Phase.DNS, 451, "4.4.3 SERVFAIL", T, ""),  # O03
     (Phase.DNS, None, "timed out", T, ""),  # O03
+    (Phase.DNS, 451, "4.4.4 only IPv6", T, ""),  # O07
     # ourselves
     (Phase.LOCAL, None, "cannot bind", T, ""),  # O09
     (Phase.LOCAL, 554, "5.6.0 content gone", F, ""),

@@ -4,11 +4,14 @@ import asyncio
 from email import message_from_bytes
 
 import pytest
+import seed
 from workbench import Bench
 
+from remails.db import Connection
 from remails.dev.dns import Code
 from remails.dev.smtp import Action, Script
-from remails.store import messages, suppressions
+from remails.store import addresses, messages, suppressions
+from remails.vault import Pepper
 
 
 def run(coroutine: object) -> None:
@@ -127,6 +130,9 @@ def test_no_such_user_is_suppressed_at_once_and_a_policy_is_not_blamed_on_the_ad
         ({("example.net", "MX"): ["0 .", "10 mx.example.net."]}, "delivered", 250, "2.0.0"),
         ({("mx.example.net", "A"): [], ("mx.example.net", "CNAME"): ["real.example.org."], ("real.example.org", "A"): ["127.0.0.21"]}, "delivered", 250, "2.0.0"),  # case O05
         ({("mx.example.net", "A"): Code.SERVFAIL}, "reattempt", 451, "4.4.3"),
+        ({("mx.example.net", "A"): [], ("mx.example.net", "AAAA"): ["::1"]}, "reattempt", 451, "4.4.4"),  # O07, the other way round
+        ({("example.net", "MX"): ["10 127.0.0.21."]}, "failed", 550, "5.4.4"),  # an address is no name of a host (RFC 5321 §5.1)
+        ({("example.net", "MX"): ["10 127.0.0.21.", "20 mx.example.net."]}, "delivered", 250, "2.0.0"),
     ],
 )  # fmt: skip
 def test_routes(
@@ -266,8 +272,10 @@ def test_a_code_is_not_tried_after_its_time(bench: Bench) -> None:
         async with bench.dns(), bench.serve() as mx, bench.work():
             message_id = await bench.submit("defer@example.net", expires_in=1.0)
             row = (await bench.deliveries(message_id, lambda row: row.finished_at is not None))["defer@example.net"]
-            assert row.status == "failed"
-            assert (await bench.timeline(message_id))[-1].kind == "expired"
+            assert (row.status, row.last_code, row.last_reply) == ("failed", 451, "Try again later")  # its last answer
+            expired = (await bench.timeline(message_id))[-1]
+            assert (expired.kind, expired.code) == ("expired", None)
+            assert expired.cause == "The message could not be delivered in the time it had."
             late = await bench.submit("a@example.net", expires_in=0.000001)
             row = (await bench.deliveries(late, lambda row: row.finished_at is not None))["a@example.net"]
             assert (row.status, row.attempts, mx.records) == ("failed", 0, [])
@@ -518,5 +526,101 @@ def test_the_timeline_has_each_server_and_what_was_said_with_it(bench: Bench) ->
             (entry,) = await bench.timeline(later)
             steps = [step["command"].partition(" ")[0] for step in entry.servers[-1]["steps"]]
             assert steps in (["RSET", "MAIL", "RCPT", "DATA", "(message)"], [word for word, _ in said])
+
+    run(main())
+
+
+def test_domains_get_a_transaction_each_and_do_not_share_their_troubles(bench: Bench) -> None:
+    """Case O35: three domains, two of them at the same servers; one is away. The same bytes for all."""
+
+    async def main() -> None:
+        async with bench.dns(), bench.serve() as mx, bench.work():
+            bench.zone["b.example", "MX"] = ["10 mx.example.net."]
+            bench.zone["c.example", "MX"] = ["10 away.example.net."]
+            bench.zone["away.example.net", "A"] = ["127.0.0.29"]
+            message_id = await bench.submit("to@example.net", "cc@b.example", "bcc@c.example", "too@example.net")
+            rows = await bench.deliveries(message_id)
+            assert {name: row.status for name, row in rows.items()} == {
+                "to@example.net": "delivered",
+                "too@example.net": "delivered",
+                "cc@b.example": "delivered",
+                "bcc@c.example": "reattempt",
+            }
+            records = await mx.wait(2)
+            assert sorted(record.rcpt_tos for record in records) == [
+                ["cc@b.example"],
+                ["to@example.net", "too@example.net"],
+            ]
+            assert len({record.message_id for record in records}) == 1
+            assert len({mx.raw(record.id).partition(b"Received:")[2] for record in records}) == 1
+
+    run(main())
+
+
+@pytest.fixture
+def two_versions(bench: Bench, pepper: Pepper) -> Bench:
+    """A sender whose pool has an address of each version of IP."""
+    bench.tenant = seed.tenant(bench.db, bench.vault, pepper, name="both", sources=("::1",))
+    return bench
+
+
+@pytest.mark.parametrize("source", ["127.0.0.11", "::1"])
+def test_broken_ipv6_does_not_keep_mail_from_a_server_with_ipv4(two_versions: Bench, source: str) -> None:
+    """Case O07: in the first attempt, whichever address of the pool the mail was given."""
+    bench = two_versions
+
+    async def main() -> None:
+        bench.options["connect_timeout"] = 0.5
+        bench.zone["mx.example.net", "AAAA"] = ["fe80::1", "100::1"]
+        async with bench.dns(), bench.serve() as mx:
+            message_id = await bench.submit("a@example.net")
+            bench.db.run(lambda conn: conn.execute("UPDATE deliveries SET source = %s", [source]))
+            async with bench.work():
+                row = (await bench.deliveries(message_id))["a@example.net"]
+            assert (row.status, row.attempts, row.mx_ip) == ("delivered", 1, "127.0.0.21")
+            (record,) = await mx.wait(1)
+            assert (record.peer_ip, record.helo) == ("127.0.0.11", "out-127-0-0-11.relay.example")
+            (entry,) = await bench.timeline(message_id)
+            assert entry.source == "127.0.0.11"
+
+    run(main())
+
+
+def test_a_server_with_ipv6_only_gets_mail_from_the_address_beside(two_versions: Bench) -> None:
+    bench = two_versions
+
+    async def main() -> None:
+        async with bench.dns(), bench.serve("::1") as mx:
+            bench.zone["mx.example.net", "A"] = []
+            bench.zone["mx.example.net", "AAAA"] = ["::1"]
+            message_id = await bench.submit("a@example.net")
+            bench.db.run(lambda conn: conn.execute("UPDATE deliveries SET source = '127.0.0.11'"))
+            async with bench.work():
+                row = (await bench.deliveries(message_id))["a@example.net"]
+            assert (row.status, row.mx_ip) == ("delivered", "::1")
+            (record,) = await mx.wait(1)
+            assert (record.peer_ip, record.helo) == ("::1", "out---1.relay.example")
+
+    run(main())
+
+
+def test_an_address_that_went_to_another_pool_sends_nothing_of_the_old_one(bench: Bench) -> None:
+    """Until `periodic` gives the mail another one."""
+
+    async def main() -> None:
+        async with bench.dns(), bench.serve() as mx:
+            message_id = await bench.submit("a@example.net")
+
+            def change(conn: Connection) -> None:
+                other = addresses.create_pool(conn, "other")
+                conn.execute("UPDATE addresses SET pool_id = %s", [other.id])
+
+            bench.db.run(change)
+            async with bench.work():
+                async with asyncio.timeout(10):
+                    while not any(row.claim_epoch > 1 for row in await bench.db.call(_epochs)):
+                        await asyncio.sleep(0.05)
+                rows = await bench.deliveries(message_id, lambda _: True)
+                assert [(row.status, row.attempts, mx.records) for row in rows.values()] == [("accepted", 0, [])]
 
     run(main())

@@ -278,7 +278,7 @@ def test_a_key_is_never_an_admin(boss: Browser, home: str, db: Database, tenant:
 def test_an_address_is_suppressed_and_let_go(boss: Browser, home: str, db: Database, tenant: seed.Tenant) -> None:
     path = f"{home}/suppressions"
     page = boss.do(path, {"address": " Jan@BÜCHER.example ", "reason": "asked <b>"}, at=path)
-    assert table(page)[0][:2] == ["jan@xn--bcher-kva.example", "asked <b>"]
+    assert table(page)[0][:3] == ["jan@xn--bcher-kva.example", "by hand", "asked <b>"]
     key = address.parse("jan@bücher.example").key
     assert db.run(suppressions.active_among, [(tenant.organization_id, key)])
     assert "Nothing is suppressed." in boss.do(f"{path}/remove", {"address": key}, at=path).text
@@ -290,6 +290,32 @@ def test_what_is_no_address_is_not_suppressed(boss: Browser, home: str) -> None:
     page = parse(boss.post(path, {"address": "nobody"}, at=path).get_data(as_text=True))
     assert page.one("p", id="address-hint").text == "This is not an address: nobody has no @."
     assert page.one("input", id="address")["value"] == "nobody"
+
+
+def test_a_suppression_ends_on_a_day(boss: Browser, home: str, db: Database, tenant: seed.Tenant) -> None:
+    path = f"{home}/suppressions"
+    boss.do(path, {"address": "a@example.net", "until": "2031-01-31"}, at=path)
+    (row,) = db.run(suppressions.list_, tenant.organization_id)
+    assert row.suppressed_until is not None and f"{row.suppressed_until:%F %T %Z}" == "2031-01-31 00:00:00 UTC"
+    assert table(boss.get(path))[0][1] == "by hand"
+    page = parse(boss.post(path, {"address": "b@example.net", "until": "soon"}, at=path).get_data(as_text=True))
+    assert page.one("p", id="until-hint").text == "This is not a day."
+
+
+def test_a_list_of_suppressions_is_imported_searched_and_exported(
+    boss: Browser, home: str, db: Database, tenant: seed.Tenant
+) -> None:
+    path = f"{home}/suppressions"
+    text = "a@example.net\r\n<i>nobody\r\nb@example.net,550 <i>no</i>"
+    page = parse(boss.post(f"{path}/import", {"list": text}, at=path).get_data(as_text=True))
+    assert page.one("div", role="alert").text == (
+        "2 addresses imported, 1 lines passed over: Line 2, <i>nobody : <i>nobody has no @"
+    )
+    assert [row[0] for row in table(page)] == ["a@example.net", "b@example.net"]
+    assert [row[0] for row in table(boss.get(f"{path}?search=B@"))] == ["b@example.net"]
+    assert boss.client.get(f"{path}/export").text.count("@example.net") == 2
+    assert "Added." in boss.do(f"{path}/import", {"list": "c@example.net"}, at=path).text
+    assert [action for action, _ in actions(db, tenant)] == ["imported", "exported", "imported"]
 
 
 def test_many_suppressions_come_in_pages(boss: Browser, home: str, db: Database, tenant: seed.Tenant) -> None:
