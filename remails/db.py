@@ -46,11 +46,14 @@ class Database:
         settings: the section `database`.
         password: the credential, or None where the server asks for none.
         name: `application_name`, the service's word.
+        lock_timeout: longest wait for a lock in seconds, where somebody waits for the answer; None: as for a statement.
     """
 
-    def __init__(self, settings: DatabaseSettings, password: str | None, name: str) -> None:
+    def __init__(
+        self, settings: DatabaseSettings, password: str | None, name: str, *, lock_timeout: float | None = None
+    ) -> None:
         self._settings = settings
-        self._conninfo = conninfo(settings, password, name)
+        self._conninfo = conninfo(settings, password, name, lock_timeout=lock_timeout)
         self._executor = ThreadPoolExecutor(settings.connections, thread_name_prefix="db")
         self._checking = threading.Lock()
         self._pool: ConnectionPool[Connection] = ConnectionPool(
@@ -219,13 +222,14 @@ def connect(conninfo: str, *, autocommit: bool = False) -> Connection:
     return _Connection.connect(conninfo, autocommit=autocommit)
 
 
-def conninfo(settings: DatabaseSettings, password: str | None, name: str) -> str:
+def conninfo(settings: DatabaseSettings, password: str | None, name: str, *, lock_timeout: float | None = None) -> str:
     """The libpq connection string with what we always want in it.
 
     Raises:
         ConfigError: `database.dsn` is not a connection string.
     """
     timeout = int(settings.statement_timeout * 1000)
+    lock = int((lock_timeout or settings.statement_timeout) * 1000)
     extra: dict[str, Any] = {
         "application_name": f"remails-{name}",
         "connect_timeout": settings.connect_timeout,
@@ -235,7 +239,7 @@ def conninfo(settings: DatabaseSettings, password: str | None, name: str) -> str
         "tcp_user_timeout": 15000,
         # The first promise: a 250 means committed (synchronously, whatever the server's default is).
         "options": f"-c synchronous_commit=on -c statement_timeout={timeout} -c idle_in_transaction_session_timeout=60000"
-        " -c timezone=UTC",
+        f" -c lock_timeout={lock} -c timezone=UTC",
     }
     if password is not None:
         extra["password"] = password

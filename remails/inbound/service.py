@@ -93,7 +93,8 @@ async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Se
     """Take mail until `stop`, on the sockets `passed` or else on the ports of the settings. Raises ConfigError."""
     pepper = Pepper(settings.credential("pepper"))
     publisher = Publisher(settings.bus, settings.bus_client_key())
-    db = Database(settings.database, settings.database_password(), "inbound")
+    patience = settings.database.wait_timeout
+    db = Database(settings.database, settings.database_password(), "inbound", lock_timeout=patience)
     guard = Guard(settings.bans, "inbound", settings.inbound.proxy_trusted)
     handler = Handler(db, publisher, pepper, settings.mail, guard)
     certificates = Certificates(settings.inbound)

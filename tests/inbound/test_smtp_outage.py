@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
+import psycopg
 import seed
 from inbound.dialogue import Dialogue, plain
 from inbound.process import Process
@@ -116,3 +118,22 @@ def until(reached: Callable[[], bool], seconds: float = 60) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_table_that_is_locked(spawn: Callable[..., Process], database: DatabaseSettings, acme: seed.Tenant) -> None:
+    """It holds up nobody for long: 451, and others go on."""
+    process = spawn("smtps", sections={"database": msgspec.structs.replace(database, wait_timeout=0.3)})
+    process.ready()
+    with Dialogue(process.ports["smtps"], smtps=True) as session, psycopg.connect(database.dsn) as conn:
+        session.log_in(acme)
+        conn.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+        started = time.monotonic()
+        session.envelope(f"a@{acme.domain}")
+        session.send(f"From: a@{acme.domain}\r\n\r\nhi\r\n.\r\n".encode())
+        assert session.reply().startswith("451 4.3.0")
+        assert time.monotonic() - started < QUICK
+        conn.rollback()
+        session.envelope(f"a@{acme.domain}")
+        session.send(f"From: a@{acme.domain}\r\n\r\nhi\r\n.\r\n".encode())
+        assert session.reply().startswith("250 2.6.0")
+    assert process.end()[0] == 0
