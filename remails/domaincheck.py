@@ -9,6 +9,7 @@ record that is definitely wrong holds the domain's mail, and the look that finds
 for bounces and the domain's address are judged and shown, nothing more.
 """
 
+import ipaddress
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from remails import resolver
 from remails.config import Settings
 from remails.db import Connection, Database
 from remails.errors import Refused
-from remails.mail import records
+from remails.mail import records, spf
 from remails.mail.records import Verdict
 from remails.store import domains, holds
 from remails.store.domains import DkimKey, Domain
@@ -29,6 +30,7 @@ from remails.store.domains import DkimKey, Domain
 Verification = dict[str, Any]
 """`timestamp` (ISO 8601), and for each record its verdict: status, reason, value, checked."""
 
+_PROBES = 4  # of our addresses, for which a domain's SPF is evaluated
 _SEVERITY = ("Success", "Info", "Warning", "Error")
 
 
@@ -52,7 +54,7 @@ def look(asked: dns.resolver.Resolver, domain: Domain, spf_include: str) -> dict
     questions: dict[str, Callable[[], Verdict]] = {
         "ownership": lambda: _ownership(dns_of, domain),
         "dkim": lambda: _dkim(dns_of, domain),
-        "spf": lambda: records.spf(dns_of.texts(domain.name), spf_include, lookup=dns_of.texts),
+        "spf": lambda: _spf(dns_of, domain, spf_include),
         "dmarc": lambda: _dmarc(dns_of, domain),
         "a": lambda: records.a(dns_of.ask(domain.name, "A")),
         "return_path": lambda: _return_path(dns_of, domain),
@@ -122,6 +124,18 @@ class _Dns:
         """The TXT records. Raises _Unanswered."""
         return self.ask(name, "TXT")
 
+    def addresses(self, name: str, version: int) -> list[str]:
+        """A or AAAA records. Raises _Unanswered."""
+        return self.ask(name, "A" if version == 4 else "AAAA")
+
+    def servers(self, name: str) -> list[str]:
+        """The hosts of the MX records. Raises _Unanswered."""
+        return [answer.split()[-1].removesuffix(".") for answer in self.ask(name, "MX")]
+
+    def wants(self, host: str) -> bool:
+        """Whether another domain takes reports about this one (RFC 7489 §7.1). Raises _Unanswered."""
+        return any("dmarc1" in text.lower() for text in self.texts(f"{self._domain}._report._dmarc.{host}"))
+
     def doubled(self, name: str, found: list[str]) -> list[str]:
         """What stands where a record lands when a provider adds the domain itself; only asked for when it helps (D13)."""
         return [] if found else resolver.ask(self._asked, f"{name}.{self._domain}", "TXT").strings
@@ -160,4 +174,25 @@ def _return_path(dns_of: _Dns, domain: Domain) -> Verdict:
 def _dmarc(dns_of: _Dns, domain: Domain) -> Verdict:
     name = records.dmarc_name(domain.name)
     found = dns_of.texts(name)
-    return records.dmarc(found, doubled=dns_of.doubled(name, found))
+    own = next((answer for answer in found if "dmarc1" in answer.lower()), None)
+    parent = None
+    if own is None:
+        walked = [(above, dns_of.texts(records.dmarc_name(above))) for above in records.dmarc_walk(domain.name)]
+        parent = records.dmarc_parent(walked)
+    unwanted = [host for host in records.dmarc_reports(own or "", domain.name)[:3] if not dns_of.wants(host)]
+    return records.dmarc(found, doubled=dns_of.doubled(name, found), parent=parent, unwanted=unwanted)
+
+
+def _spf(dns_of: _Dns, domain: Domain, include: str) -> Verdict:
+    """What the record says, held against what a receiver would find for some of the addresses behind our include."""
+    verdict = records.spf(dns_of.texts(domain.name), include, lookup=dns_of.texts)
+    try:
+        ours = records.spf_records(dns_of.texts(include.removeprefix("include:")))
+        probes = spf.networks(ours[0])[:_PROBES] if len(ours) == 1 else []
+    except (_Unanswered, spf.PermError):
+        return verdict  # our own record cannot be read, which is not the domain's fault
+    results = []
+    for ip in probes:
+        check = spf.Check(ipaddress.ip_address(ip), dns_of, ("postmaster", domain.name))
+        results.append((ip, check.host(domain.name), check.reason))
+    return records.spf_evaluated(verdict, results)

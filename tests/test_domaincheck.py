@@ -344,6 +344,50 @@ def test_our_include_is_found_behind_that_of_another(
     assert domaincheck.check_domain(db, settings, domain)["spf"]["checked"] is False
 
 
+@pytest.mark.parametrize(
+    ("record", "status", "reason"),
+    [
+        (f"v=spf1 include:{INCLUDE} -all", "Success", "right"),
+        ("v=spf1 ip4:198.51.100.0/24 ip6:2001:db8:1::/48 -all", "Info", "by their addresses"),
+        ("v=spf1 ip4:198.51.100.0/24 -all", "Error", "does not have"),
+        (f"v=spf1 -ip4:198.51.0.0/16 include:{INCLUDE} -all", "Error", "it says fail"),
+        ("v=spf1 " + "a:x.example.com " * 2 + f"a:y.example.com include:{INCLUDE} -all", "Error", "find nothing"),
+    ],
+)
+def test_spf_is_evaluated_as_receivers_do(
+    db: Database, settings: Settings, zone: StaticZone, domain: Domain, record: str, status: str, reason: str
+) -> None:
+    """D08: for the addresses that our own record lists."""
+    _publish(zone, domain)
+    zone[INCLUDE, "TXT"] = ["v=spf1 ip4:198.51.100.0/24 ip6:2001:db8:1::/48 -all"]
+    zone["example.com", "TXT"] = [record]
+    seen = domaincheck.check_domain(db, settings, domain)["spf"]
+    assert seen["status"] == status and reason in seen["reason"]
+
+
+@pytest.mark.parametrize("ours", [Code.SERVFAIL, Code.NXDOMAIN, ["v=spf1 ip4:nonsense -all"]])
+def test_a_fault_in_our_own_spf_record_is_not_the_domains(
+    db: Database, settings: Settings, zone: StaticZone, domain: Domain, ours: list[str] | Code
+) -> None:
+    _publish(zone, domain)
+    zone[INCLUDE, "TXT"] = ours
+    assert domaincheck.check_domain(db, settings, domain)["spf"]["status"] == "Success"
+
+
+def test_the_dmarc_policy_above_counts_and_reports_go_where_they_are_wanted(
+    db: Database, settings: Settings, zone: StaticZone, vault: Vault
+) -> None:
+    """D11, D14."""
+    below = _add(db, vault, name="mail.example.org")
+    zone["_dmarc.example.org", "TXT"] = ["v=DMARC1; p=reject"]
+    seen = domaincheck.check_domain(db, settings, below)["dmarc"]
+    assert (seen["status"], seen["reason"]) == ("Success", "The DMARC record of example.org counts: reject")
+    zone["_dmarc.mail.example.org", "TXT"] = ["v=DMARC1; p=reject; rua=mailto:d@reports.relay.example"]
+    assert "No reports will come" in domaincheck.check_domain(db, settings, below)["dmarc"]["reason"]
+    zone["mail.example.org._report._dmarc.reports.relay.example", "TXT"] = ["v=DMARC1"]
+    assert domaincheck.check_domain(db, settings, below)["dmarc"]["status"] == "Success"
+
+
 def test_a_record_at_the_doubled_name_is_pointed_out(
     db: Database, settings: Settings, zone: StaticZone, domain: Domain
 ) -> None:

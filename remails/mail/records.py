@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from remails.mail.spf import Result
+
 Status = Literal["Success", "Info", "Warning", "Error"]
 
 OWNERSHIP_LABEL = "_remails"
@@ -265,6 +267,37 @@ def spf(answers: Sequence[str], include: str, *, lookup: Callable[[str], Sequenc
     return Verdict(status, reason, value)
 
 
+def spf_records(answers: Sequence[str]) -> list[str]:
+    """Those of the TXT records that are SPF."""
+    return [answer for answer in answers if _SPF.match(answer)]
+
+
+def spf_evaluated(verdict: Verdict, results: Sequence[tuple[str, Result, str]]) -> Verdict:
+    """The verdict on a domain's SPF, held against what a receiver would find for our addresses.
+
+    Args:
+        verdict: what the record itself says.
+        results: addresses of ours, what `mail.spf` came to for each, and why it is a permerror.
+    """
+    broken = next((reason for _, result, reason in results if result is Result.PERMERROR), None)
+    refused = next(((ip, result) for ip, result, _ in results if result is not Result.PASS), None)
+    if not results or (verdict.status == "Error" and (broken or refused)):
+        return verdict
+    if broken is not None:
+        text = f"Receivers cannot evaluate the SPF record (permerror): {broken}"
+        return Verdict("Error", text, verdict.value)
+    if refused is None:
+        if verdict.status != "Error":
+            return verdict
+        text = "Our servers are allowed by their addresses; the include we suggest would follow when these change"
+        return Verdict("Info", text, verdict.value)
+    if verdict.status == "Warning":
+        return verdict
+    ip, result = refused
+    text = f"Something in the SPF record comes before our include: for our address {ip} it says {result}"
+    return Verdict("Error" if result in (Result.FAIL, Result.SOFTFAIL) else "Warning", text, verdict.value)
+
+
 def _name(text: str) -> str:
     return text.lower().rstrip(".")
 
@@ -359,17 +392,76 @@ _DMARC = re.compile(r"v\s*=\s*DMARC1\s*(?:;|\Z)")  # RFC 7489 §6.3, RFC 9989: f
 _POLICIES = ("none", "quarantine", "reject")
 
 
-def dmarc(answers: Sequence[str], *, doubled: Sequence[str] = ()) -> Verdict:
-    """What the domain asks receivers to do with mail that is not its own. Recommended, so never an Error.
+_MOST_LABELS = 8
 
-    `doubled` as for `ownership`.
+
+def dmarc_walk(domain: str) -> list[str]:
+    """The domains above this one at which its policy is looked for, in order; 7 at most (RFC 9989 §4.10)."""
+    labels = domain.split(".")
+    first = len(labels) - _MOST_LABELS + 1 if len(labels) > _MOST_LABELS else 1
+    return [".".join(labels[start:]) for start in range(first, len(labels))]
+
+
+def dmarc_parent(walked: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, str] | None:
+    """Of the TXT records found on the walk, the record that counts, and where: that of the organizational domain.
+
+    More than one record at a name counts as none there. psd=n ends the walk; psd=y says that the organizational domain is below.
     """
+    best: tuple[str, str] | None = None
+    for name, answers in walked:
+        found = [answer for answer in answers if _DMARC.match(answer)]
+        if len(found) != 1:
+            continue
+        psd = dict(_tags(found[0].lower())).get("psd")
+        if psd == "y":
+            return best or (name, found[0])
+        best = name, found[0]
+        if psd == "n":
+            break
+    return best
+
+
+def dmarc_reports(record: str, domain: str) -> list[str]:
+    """Other domains to which the record asks for reports; each must say that it wants them (RFC 7489 §7.1, RFC 9990 §4)."""
+    asked = ",".join(content for name, content in _tags(record.lower()) if name in ("rua", "ruf"))
+    hosts = (uri.strip().partition("!")[0].rpartition("@")[2] for uri in asked.split(",") if "mailto:" in uri)
+    return [host for host in dict.fromkeys(hosts) if host and not _related(host, domain)]
+
+
+def _related(one: str, other: str) -> bool:
+    return one == other or one.endswith("." + other) or other.endswith("." + one)
+
+
+def dmarc(
+    answers: Sequence[str],
+    *,
+    doubled: Sequence[str] = (),
+    parent: tuple[str, str] | None = None,
+    unwanted: Sequence[str] = (),
+) -> Verdict:
+    """What the domain asks receivers to do with mail that is not its own, by RFC 9989. Recommended, so never an Error.
+
+    Args:
+        doubled: as for `ownership`.
+        parent: `dmarc_parent`, which counts where the domain has no record of its own.
+        unwanted: domains that are to get reports and do not say that they want them.
+    """
+    verdict = _dmarc(answers, doubled, parent)
+    if unwanted and verdict.status in ("Success", "Info"):
+        text = f"No reports will come: {unwanted[0]} does not say that it takes them for this domain"
+        return Verdict("Warning", text, verdict.value)
+    return verdict
+
+
+def _dmarc(answers: Sequence[str], doubled: Sequence[str], parent: tuple[str, str] | None) -> Verdict:
     found = [answer for answer in answers if _DMARC.match(answer)]
     if len(found) > 1:  # RFC 7489 §6.6.3 (5)
         text = "There is more than one DMARC record, so receivers take none; leave one"
         return Verdict("Warning", text, "\n".join(found))
     if not found:
         near = next((answer for answer in answers if "dmarc1" in answer.lower()), None)
+        if near is None and parent is not None:
+            return _inherited(*parent)
         if near is None:
             return _missing("DMARC", any("dmarc1" in answer.lower() for answer in doubled), status="Info")
         hint = paste_fault(near) or "it must begin with v=DMARC1, in capitals"
@@ -381,6 +473,16 @@ def dmarc(answers: Sequence[str], *, doubled: Sequence[str] = ()) -> Verdict:
     tags = {name.lower(): content.lower() for name, content in reversed(_tags(value))}
     status, reason = _judge_dmarc(tags)
     return Verdict(status, reason, value)
+
+
+def _inherited(name: str, value: str) -> Verdict:
+    """The policy of the organizational domain: for what is below it sp= counts, else p= (RFC 9989 §4.7)."""
+    tags = {tag.lower(): content.lower() for tag, content in reversed(_tags(value))}
+    policy = tags.get("sp", tags.get("p"))
+    if policy not in _POLICIES:
+        return Verdict("Warning", f"The DMARC record of {name} counts, and has no policy that is valid", value)
+    status: Status = "Success" if policy == "reject" else "Info"
+    return Verdict(status, f"The DMARC record of {name} counts: {policy}", value)
 
 
 def _judge_dmarc(tags: dict[str, str]) -> tuple[Status, str]:

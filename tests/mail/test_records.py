@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remails.mail import dkim, records
+from remails.mail.spf import Result
 
 KEY = "MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA" + "A" * 340 + "IDAQAB"
 DKIM = f"v=DKIM1; k=rsa; p={KEY}"
@@ -265,6 +266,76 @@ def test_dmarc(answers: Sequence[str], status: str, reason: str) -> None:
     verdict = records.dmarc(answers)
     assert verdict.status == status
     assert reason in verdict.reason
+
+
+def test_the_walk_to_the_organizational_domain_is_bounded() -> None:
+    """D11: RFC 9989 §4.10."""
+    assert records.dmarc_walk("mail.example.com") == ["example.com", "com"]
+    deep = records.dmarc_walk("a.b.c.d.e.f.g.h.i.example.com")
+    assert deep == ["e.f.g.h.i.example.com".partition(".")[2] if n else "e.f.g.h.i.example.com" for n in (0, 1)] + [
+        "g.h.i.example.com",
+        "h.i.example.com",
+        "i.example.com",
+        "example.com",
+        "com",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("walked", "found"),
+    [
+        ([("b.example", []), ("example", [])], None),
+        ([("x.b.example", ["v=DMARC1; p=none"]), ("b.example", ["v=DMARC1; p=reject"])], "b.example"),
+        ([("x.b.example", ["v=DMARC1; p=none; psd=n"]), ("b.example", ["v=DMARC1; p=reject"])], "x.b.example"),
+        ([("b.example", ["v=DMARC1; p=none"]), ("example", ["v=DMARC1; p=reject; psd=y"])], "b.example"),
+        ([("b.example", []), ("example", ["v=DMARC1; p=reject; psd=y"])], "example"),
+        ([("b.example", ["v=DMARC1; p=none", "v=DMARC1; p=reject"]), ("example", [])], None),
+    ],
+)
+def test_which_dmarc_record_above_counts(walked: Sequence[tuple[str, Sequence[str]]], found: str | None) -> None:
+    """D11: psd= is honoured, several records at a name are none."""
+    parent = records.dmarc_parent(walked)
+    assert (parent[0] if parent else None) == found
+
+
+def test_the_policy_above_counts_where_there_is_none() -> None:
+    """D11, D09: sp= before p=."""
+    verdict = records.dmarc([], parent=("example.com", "v=DMARC1; p=reject; sp=none"))
+    assert (verdict.status, verdict.reason) == ("Info", "The DMARC record of example.com counts: none")
+    assert records.dmarc([], parent=("example.com", "v=DMARC1; p=reject")).status == "Success"
+    assert records.dmarc([], parent=("example.com", "v=DMARC1; p=no")).status == "Warning"
+    assert "p=none" in records.dmarc(["v=DMARC1; p=none"], parent=("example.com", "v=DMARC1; p=reject")).reason
+
+
+def test_reports_to_another_domain_have_to_be_wanted_there() -> None:
+    """D14."""
+    record = (
+        "v=DMARC1; p=reject; rua=mailto:a@example.com,mailto:d@Reports.relay.example!10m; ruf=mailto:x@sub.example.com"
+    )
+    assert records.dmarc_reports(record, "example.com") == ["reports.relay.example"]
+    verdict = records.dmarc([record], unwanted=["reports.relay.example"])
+    assert (verdict.status, verdict.reason.partition(":")[0]) == ("Warning", "No reports will come")
+
+
+@pytest.mark.parametrize(
+    ("status", "results", "expected", "reason"),
+    [
+        ("Success", [], "Success", "x"),
+        ("Success", [("1", Result.PASS, "")], "Success", "x"),
+        ("Error", [("1", Result.PASS, ""), ("2", Result.PASS, "")], "Info", "by their addresses"),
+        ("Error", [("1", Result.PASS, ""), ("2", Result.FAIL, "")], "Error", "x"),
+        ("Error", [("1", Result.PERMERROR, "no")], "Error", "x"),
+        ("Info", [("1", Result.PASS, ""), ("2", Result.PERMERROR, "too deep")], "Error", "too deep"),
+        ("Info", [("1", Result.FAIL, "")], "Error", "for our address 1 it says fail"),
+        ("Info", [("1", Result.NEUTRAL, "")], "Warning", "neutral"),
+        ("Warning", [("1", Result.FAIL, "")], "Warning", "x"),
+    ],
+)
+def test_a_verdict_is_held_against_what_receivers_find(
+    status: records.Status, results: list[tuple[str, Result, str]], expected: str, reason: str
+) -> None:
+    verdict = records.spf_evaluated(records.Verdict(status, "x"), results)
+    assert verdict.status == expected and reason in verdict.reason
 
 
 def test_dmarc_record_at_the_doubled_name() -> None:
