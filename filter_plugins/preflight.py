@@ -86,7 +86,7 @@ def networks(_groups: Groups, hosts: Hosts) -> Iterator[str]:
     for name, host in hosts.items():
         if not host.get("firewall_control"):
             yield f"{name} has no firewall_control; list the addresses from which Ansible comes, or nobody could log in."
-        for variable in ("firewall_control", "firewall_clients"):
+        for variable in ("firewall_control", "firewall_clients", "firewall_monitoring"):
             for network in host.get(variable) or ():
                 if not _is(ipaddress.ip_network, network):
                     yield f"{variable} has {network!r}, which is no network; write it like 192.0.2.0/24 or 2001:db8::/32."

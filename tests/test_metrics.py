@@ -11,6 +11,7 @@ import yaml
 from prometheus_client import REGISTRY
 from scraping import free_port, scrape
 
+import remails
 from remails import metrics
 from remails.bus.client import Publisher
 from remails.config import Bus, Mail
@@ -82,7 +83,7 @@ def test_a_listener_of_one_process_shows_the_process_too() -> None:
     port = free_port(0)
     metrics.begin(MetricsSettings(host="127.0.0.1", port=port), "api").serve()
     shown = scrape(port)
-    assert shown["remails_info service=api version=0.1.0"] == 1
+    assert shown[f"remails_info service=api version={remails.__version__}"] == 1
     assert shown["remails_notes_missed_total"] >= 0  # also what was never counted
     assert shown["process_resident_memory_bytes"] > 0
 

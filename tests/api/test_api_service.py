@@ -22,6 +22,7 @@ from api.caller import basic
 from scraping import scrape
 from seed import PASSWORD, Tenant
 
+import remails
 from remails.bus.client import Subscriber
 from remails.bus.events import Ready
 from remails.bus.service import Broker
@@ -186,7 +187,7 @@ def test_the_numbers_of_its_workers_are_one(start: Callable[..., Running], tenan
         assert shown[ok] - before[ok] == 10
         assert shown["remails_logins_total door=api_key outcome=succeeded"] == 10
         assert shown["remails_logins_total door=api_key outcome=failed"] == 1
-        assert shown["remails_info service=api version=0.1.0"] == 1
+        assert shown[f"remails_info service=api version={remails.__version__}"] == 1
     assert service.stop() == 0
 
 
