@@ -70,6 +70,8 @@ class Accepted:
     id: MessageId
     created_at: datetime
     message_id_header: str
+    expires_at: datetime | None = None
+    """Until when it is tried; None where that was said before."""
     is_repeated: bool = False
     """Whether it was stored before, under the same idempotency key."""
 
@@ -140,7 +142,9 @@ def submit(
     for note in _notes(stored):
         publisher.publish(note)  # only after the commit
     return [
-        Accepted(outcome.given.id, now, outcome.prepared.message_id) if isinstance(outcome, _Mail) else outcome
+        Accepted(outcome.given.id, now, outcome.prepared.message_id, _expires_at(outcome, settings, now))
+        if isinstance(outcome, _Mail)
+        else outcome
         for outcome in outcomes
     ]
 
@@ -381,6 +385,13 @@ def _used(stored: Iterable[messages.NewMessage]) -> list[usage.Used]:
     return [usage.Used(*key, len(numbers), sum(numbers)) for key, numbers in recipients.items()]
 
 
+def _expires_at(mail: _Mail, settings: Mail, now: datetime) -> datetime:
+    """The shortest of what the message, its project and the relay allow."""
+    assert mail.project is not None
+    limits = (mail.given.expires_in, mail.project.expires_in, settings.expire_after)
+    return now + timedelta(seconds=min(limit for limit in limits if limit))
+
+
 def _new_message(
     mail: _Mail,
     settings: Mail,
@@ -424,7 +435,7 @@ def _new_message(
         api_key_id=sender.api_key_id,
         pool_id=mail.pool_id,
         created_at=now,
-        expires_at=now + timedelta(seconds=min(given.expires_in or settings.expire_after, settings.expire_after)),
+        expires_at=_expires_at(mail, settings, now),
         mail_from=str(given.mail_from),
         header_from=prepared.header_from,
         subject=prepared.subject,

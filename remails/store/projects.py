@@ -17,19 +17,33 @@ _REFUSALS = {
     "projects_retention_period_days_check": constraints.invalid(
         "Messages are kept for 1 to 365 days.", "retention_period_days"
     ),
+    "projects_expires_in_check": constraints.invalid(
+        "Emails are tried for a positive number of seconds.", "expires_in"
+    ),
     "projects_organization_id_fkey": constraints.invalid("There is no such organization.", "organization_id"),
 }
 
 
+# By name, so that a column more does not disturb a version that does not know it.
+_COLUMNS = (
+    "id, organization_id, name, retention_period_days, plaintext_fallback, expires_in, pool_id, created_at, updated_at"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Project:
-    """One project. `plaintext_fallback`: whether its mail may go to a server that has no TLS."""
+    """One project.
+
+    `plaintext_fallback`: whether its mail may go to a server that has no TLS; `expires_in`: seconds for which its mail is tried, if
+    less than for any, 0 for no limit of its own.
+    """
 
     id: ProjectId
     organization_id: OrganizationId
     name: str
     retention_period_days: int
     plaintext_fallback: bool
+    expires_in: int
     pool_id: PoolId | None
     created_at: datetime
     updated_at: datetime
@@ -42,13 +56,15 @@ def create(
     *,
     retention_period_days: int = 7,
     plaintext_fallback: bool = True,
+    expires_in: int = 0,
 ) -> Project:
     """Make a project. Raises Refused: 409 when the name is taken, 422 for a bad name or period."""
     with constraints.explained(conn, _REFUSALS), conn.cursor(row_factory=class_row(Project)) as cur:
         return cur.execute(
-            """INSERT INTO projects (id, organization_id, name, retention_period_days, plaintext_fallback)
-               VALUES (%s, %s, %s, %s, %s) RETURNING *""",
-            [ids.new(), organization_id, name.strip(), retention_period_days, plaintext_fallback],
+            """INSERT INTO projects (id, organization_id, name, retention_period_days, plaintext_fallback, expires_in)
+               VALUES (%s, %s, %s, %s, %s, %s) RETURNING """
+            + _COLUMNS,
+            [ids.new(), organization_id, name.strip(), retention_period_days, plaintext_fallback, expires_in],
         ).fetchall()[0]
 
 
@@ -56,7 +72,8 @@ def get(conn: db.Connection, organization_id: OrganizationId, project_id: Projec
     """The project of this id, if it is the organization's."""
     with conn.cursor(row_factory=class_row(Project)) as cur:
         return cur.execute(
-            "SELECT * FROM projects WHERE organization_id = %s AND id = %s", [organization_id, project_id]
+            "SELECT " + _COLUMNS + " FROM projects WHERE organization_id = %s AND id = %s",
+            [organization_id, project_id],
         ).fetchone()
 
 
@@ -64,7 +81,7 @@ def by_name(conn: db.Connection, organization_id: OrganizationId, name: str) -> 
     """The organization's project of this name."""
     with conn.cursor(row_factory=class_row(Project)) as cur:
         return cur.execute(
-            "SELECT * FROM projects WHERE organization_id = %s AND name = %s", [organization_id, name]
+            "SELECT " + _COLUMNS + " FROM projects WHERE organization_id = %s AND name = %s", [organization_id, name]
         ).fetchone()
 
 
@@ -72,7 +89,7 @@ def list_(conn: db.Connection, organization_id: OrganizationId) -> list[Project]
     """The organization's projects, by name."""
     with conn.cursor(row_factory=class_row(Project)) as cur:
         return cur.execute(
-            "SELECT * FROM projects WHERE organization_id = %s ORDER BY name", [organization_id]
+            "SELECT " + _COLUMNS + " FROM projects WHERE organization_id = %s ORDER BY name", [organization_id]
         ).fetchall()
 
 
@@ -84,6 +101,7 @@ def update(
     name: str | None = None,
     retention_period_days: int | None = None,
     plaintext_fallback: bool | None = None,
+    expires_in: int | None = None,
 ) -> Project | None:
     """Change what is given; None when the organization has no such project. Raises Refused as `create` does."""
     values = {
@@ -92,13 +110,16 @@ def update(
         "name": name if name is None else name.strip(),
         "days": retention_period_days,
         "fallback": plaintext_fallback,
+        "expires_in": expires_in,
     }
     with constraints.explained(conn, _REFUSALS), conn.cursor(row_factory=class_row(Project)) as cur:
         return cur.execute(
             """UPDATE projects SET name = coalesce(%(name)s, name),
                    retention_period_days = coalesce(%(days)s, retention_period_days),
-                   plaintext_fallback = coalesce(%(fallback)s, plaintext_fallback), updated_at = now()
-               WHERE organization_id = %(organization_id)s AND id = %(id)s RETURNING *""",
+                   plaintext_fallback = coalesce(%(fallback)s, plaintext_fallback),
+                   expires_in = coalesce(%(expires_in)s, expires_in), updated_at = now()
+               WHERE organization_id = %(organization_id)s AND id = %(id)s RETURNING """
+            + _COLUMNS,
             values,
         ).fetchone()
 

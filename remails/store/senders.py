@@ -25,6 +25,8 @@ class Project:
     plan: str
     rate_burst: int | None
     rate_per_hour: int | None
+    expires_in: int
+    """Seconds for which the project's mail is tried, 0 for as long as any."""
     pool_id: PoolId | None
     """The project's pool, else its organization's, else the default; None where there is no pool at all."""
 
@@ -57,7 +59,7 @@ def projects(
             """
             SELECT p.id AS project_id, p.organization_id, o.block_status::text AS block_status, o.message_quota,
                 o.quota_reset - interval '1 month' AS quota_since, o.quota_reset, o.plan, r.burst AS rate_burst,
-                r.per_hour AS rate_per_hour,
+                r.per_hour AS rate_per_hour, p.expires_in,
                 coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)) AS pool_id
             FROM unnest(%s::uuid[], %s::uuid[]) AS wanted (project_id, organization_id)
             JOIN projects p ON p.id = wanted.project_id AND p.organization_id = wanted.organization_id

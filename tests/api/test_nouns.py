@@ -124,7 +124,9 @@ def test_projects(key: Caller, tenant: Tenant) -> None:
     assert made["organization_id"] == str(tenant.organization_id)
     one = path(tenant, f"/projects/{made['id']}")
     assert key.ok("GET", one) == made
-    changed = key.ok("PUT", one, {"plaintext_fallback": False})
+    assert made["expires_in"] == 0
+    changed = key.ok("PUT", one, {"plaintext_fallback": False, "expires_in": 600})
+    assert changed["expires_in"] == 600
     assert (changed["name"], changed["retention_period_days"], changed["plaintext_fallback"]) == ("news", 3, False)
     assert [found["name"] for found in key.ok("GET", path(tenant, "/projects"))] == ["acme project", "news"]
     again = key("POST", path(tenant, "/projects"), {"name": "news"}).get_json()

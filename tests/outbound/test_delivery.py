@@ -10,7 +10,8 @@ from workbench import Bench
 from remails.db import Connection
 from remails.dev.dns import Code
 from remails.dev.smtp import Action, Script
-from remails.store import addresses, messages, suppressions
+from remails.store import addresses, messages, projects, suppressions
+from remails.store.ids import MessageId
 from remails.vault import Pepper
 
 
@@ -279,6 +280,28 @@ def test_a_code_is_not_tried_after_its_time(bench: Bench) -> None:
             late = await bench.submit("a@example.net", expires_in=0.000001)
             row = (await bench.deliveries(late, lambda row: row.finished_at is not None))["a@example.net"]
             assert (row.status, row.attempts, mx.records) == ("failed", 0, [])
+
+    run(main())
+
+
+def test_a_project_may_set_how_long_its_mail_is_tried(bench: Bench) -> None:
+    """The shorter of its limit and the message's counts, and the relay's is a bound for both."""
+
+    def seconds(message_id: MessageId) -> float:
+        message = bench.db.run(messages.get, bench.tenant.organization_id, message_id)
+        assert message is not None
+        return (message.expires_at - message.created_at).total_seconds()
+
+    async def main() -> None:
+        for limit, asked, expected in (
+            (0, None, 345_600),
+            (600, None, 600),
+            (600, 60.0, 60),
+            (600, 7200.0, 600),
+            (10**9, None, 345_600),
+        ):
+            bench.db.run(projects.update, bench.tenant.organization_id, bench.tenant.project_id, expires_in=limit)
+            assert seconds(await bench.submit("a@example.net", expires_in=asked)) == expected
 
     run(main())
 

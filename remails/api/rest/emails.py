@@ -10,7 +10,7 @@ in the form the first version of this API had.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Literal
 
@@ -362,7 +362,7 @@ def _just_accepted(body: NewEmail, given: submission.Submission, outcome: submis
     """What is known of an email without looking at it again."""
     recipients = [str(recipient) for recipient in dict.fromkeys(given.recipients)]
     nothing_yet = RecipientDetails(status=RecipientStatus(type="None"), log=Log(lines=[]))
-    longest = state().settings.mail.expire_after
+    assert outcome.expires_at is not None
     return Email(
         id=outcome.id,
         project_id=given.sender.project_id,
@@ -380,7 +380,7 @@ def _just_accepted(body: NewEmail, given: submission.Submission, outcome: submis
         created_at=outcome.created_at,
         updated_at=outcome.created_at,
         retry_after=None,
-        expires_at=outcome.created_at + timedelta(seconds=min(given.expires_in or longest, longest)),
+        expires_at=outcome.expires_at,
         label=message.normalise_label(given.label or ""),
         attempts=0,
         has_content=True,

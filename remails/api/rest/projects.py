@@ -20,6 +20,15 @@ Name = Annotated[str, Meta(min_length=1, max_length=100)]
 Days = Annotated[int, Meta(ge=1, le=365, description="Days after which the content of an email is deleted.")]
 PlaintextFallback = Annotated[bool, Meta(description="Whether emails may go to servers that offer no TLS.")]
 
+ExpiresIn = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=2_000_000_000,
+        description="Seconds for which an email is tried, if less than for any; 0: no own limit.",
+    ),
+]
+
 
 class Project(Struct, kw_only=True):
     """A project."""
@@ -29,6 +38,7 @@ class Project(Struct, kw_only=True):
     name: str
     retention_period_days: Days
     plaintext_fallback: PlaintextFallback
+    expires_in: ExpiresIn
     created_at: datetime
     updated_at: datetime
 
@@ -39,6 +49,7 @@ class NewProject(Struct, kw_only=True, forbid_unknown_fields=True):
     name: Name
     retention_period_days: Days = 7
     plaintext_fallback: PlaintextFallback = True
+    expires_in: ExpiresIn = 0
 
 
 class ProjectChange(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +58,7 @@ class ProjectChange(Struct, kw_only=True, forbid_unknown_fields=True):
     name: Name | None = None
     retention_period_days: Days | None = None
     plaintext_fallback: PlaintextFallback | None = None
+    expires_in: ExpiresIn | None = None
 
 
 def find(conn: Connection, project_id: ProjectId) -> projects.Project:
@@ -76,6 +88,7 @@ def create(*, body: NewProject) -> Project:
             body.name,
             retention_period_days=body.retention_period_days,
             plaintext_fallback=body.plaintext_fallback,
+            expires_in=body.expires_in,
         )
         changes.record(conn, "created", "project", made.id, body)
     return _shown(made)
@@ -101,6 +114,7 @@ def update(project_id: ProjectId, *, body: ProjectChange) -> Project:
             name=body.name,
             retention_period_days=body.retention_period_days,
             plaintext_fallback=body.plaintext_fallback,
+            expires_in=body.expires_in,
         )
         if changed is None:
             raise NotFound("The organization has no such project.")
