@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -9,7 +10,8 @@ import pytest
 from terminal import Terminal, settings
 
 from remails.config import Database as DatabaseSettings
-from remails.errors import ConfigError
+from remails.db import Connection, Database
+from remails.errors import ConfigError, Unavailable
 from remails.store import migrate
 
 
@@ -62,3 +64,24 @@ def test_a_database_of_another_encoding_is_refused_in_words(postgresql: str) -> 
                 migrate.apply(DatabaseSettings(dsn=f"{postgresql} dbname=ascii"), None)
         finally:
             admin.execute("DROP DATABASE ascii WITH (FORCE)")
+
+
+def test_a_table_in_use_makes_a_migration_give_up_and_the_queue_goes_on(
+    database: DatabaseSettings, db: Database
+) -> None:
+    """Case X12: a long reader holds the table; ALTER TABLE would stand before everybody behind it."""
+
+    def undo(conn: Connection) -> None:
+        conn.execute("ALTER TABLE timeline DROP COLUMN host, DROP COLUMN servers")
+        conn.execute("DELETE FROM _yoyo_migration WHERE migration_id = '0064.dialogues'")
+
+    db.run(undo)
+    with db.transaction() as reader, ThreadPoolExecutor(1) as threads:
+        reader.execute("SELECT count(*) FROM timeline")
+        migrating = threads.submit(migrate.apply, database, None)
+        with pytest.raises(Unavailable, match="lock timeout"):
+            migrating.result(30)
+        writing = threads.submit(db.run, lambda conn: conn.execute("DELETE FROM timeline").rowcount)
+        assert writing.result(5) == 0, "nobody waits for the reader"
+    assert db.run(migrate.missing) == ["0064.dialogues"]
+    assert migrate.apply(database, None) == ["0064.dialogues"]

@@ -60,6 +60,7 @@ def test_only_deliveries_of_the_asked_addresses_are_claimed(db: Database, tenant
 
 
 def test_many_workers_share_the_queue_without_a_double(db: Database, tenant: Tenant) -> None:
+    """Case X03."""
     for _ in range(40):
         submit(db, tenant, "a@example.net")
     with ThreadPoolExecutor(4) as pool:
@@ -84,6 +85,7 @@ def test_a_renewed_lease_does_not_come_due(db: Database, tenant: Tenant) -> None
 
 
 def test_a_late_failure_does_not_overwrite_the_later_worker(db: Database, tenant: Tenant) -> None:
+    """Case X16: results out of order, a state never moves backward."""
     message_id = submit(db, tenant, "a@example.net")
     (first,) = claim(db, tenant, lease=0)
     (second,) = claim(db, tenant)
