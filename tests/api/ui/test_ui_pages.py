@@ -266,6 +266,22 @@ def test_an_api_secret_is_shown_once(
     assert actions(db, tenant) == [("created", "api_key"), ("deleted", "api_key")]
 
 
+def test_a_key_and_a_credential_for_certain_networks(boss: Browser, home: str, tenant: seed.Tenant) -> None:
+    keys, project = f"{home}/keys", f"{home}/projects/{tenant.project_id}"
+    form = {"description": "shop", "role": "read_only", "networks": "198.51.100.0/24, 2001:db8::1"}
+    assert boss.post(keys, form, at=keys).status_code == 201
+    assert "198.51.100.0/24, 2001:db8::1/128" in boss.get(keys).one("main").text
+    form = {"username": "shop", "networks": "198.51.100.0/24"}
+    assert boss.post(f"{project}/credentials", form, at=project).status_code == 201
+    assert "198.51.100.0/24" in boss.get(project).one("main").text
+    for path, at in ((keys, keys), (f"{project}/credentials", project)):
+        refused = boss.post(path, {"username": "other", "role": "read_only", "networks": "198.51.100.1/24"}, at=at)
+        assert refused.status_code == 422
+        page = parse(refused.get_data(as_text=True))
+        assert page.one("input", name="networks")["aria-invalid"] == "true"
+        assert "198.51.100.0/24" in page.one("p", class_="wrong").text
+
+
 def test_a_key_is_never_an_admin(boss: Browser, home: str, db: Database, tenant: seed.Tenant) -> None:
     response = boss.post(f"{home}/keys", {"description": "x", "role": "admin"}, at=f"{home}/keys")
     assert response.status_code == 422
