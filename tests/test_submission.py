@@ -277,8 +277,9 @@ def test_an_organization_that_is_too_fast_is_told_when_to_come_back(db: Database
     outcome = batches[2][-1]
     assert refused(outcome) == (451, "4.7.1", 429)
     assert isinstance(outcome, Refused)
-    assert outcome.text == "This organization may send 720 messages per hour, 20 at once; try again in 5 seconds"
-    assert outcome.retry_after == 5
+    assert outcome.retry_after in (3, 4, 5)
+    text = "This organization may send 720 messages per hour, 20 at once; try again in"
+    assert outcome.text == f"{text} {outcome.retry_after} seconds"
     with pytest.raises(Refused, match="720 messages per hour"):
         db.run(submission.check_sender, tenant.sender, "acme.example", throttle)
     assert count(db)[0] == 20

@@ -87,7 +87,7 @@ def test_a_guessing_client_is_slowed_and_banned_and_nobody_else(
                     break
                 waits.append(time.monotonic() - started)
     assert 10 <= guesses <= 12
-    assert waits[5] > 0.07 > waits[0]
+    assert min(waits[5:9]) > 0.07
     assert re.fullmatch(r"421 4\.7\.0 Too many failed logins from your network, try again in 1[45] minutes", last)
     with socket.create_connection(("127.0.0.1", inbound.port("smtps")), 10, ("127.0.0.66", 0)) as refused:
         assert refused.recv(100) == b""  # not even a handshake

@@ -41,8 +41,8 @@ def test_a_new_bucket_is_full_and_an_empty_one_says_when_to_come_back(db: Databa
     assert [take(db, acme, SLOW, 4).tokens for _ in range(3)] == [4, 4, 2]
     none = take(db, acme, SLOW, 1)
     assert (none.tokens, none.kept) == (0, 0)
-    assert 299 < none.retry_after <= 300
-    assert 299 < db.run(rates.wait, acme, SLOW) <= 300
+    assert 280 < none.retry_after <= 300
+    assert 280 < db.run(rates.wait, acme, SLOW) <= 300
 
 
 def test_tokens_come_back_with_time_and_not_beyond_the_burst(db: Database, acme: OrganizationId) -> None:
@@ -54,10 +54,12 @@ def test_tokens_come_back_with_time_and_not_beyond_the_burst(db: Database, acme:
 
 
 def test_a_block_is_given_while_there_is_plenty_and_returned(db: Database, acme: OrganizationId) -> None:
+    started = time.monotonic()
     first = take(db, acme, FAST, 1)
     assert (first.tokens, first.kept) == (1, 10)
     rest = take(db, acme, FAST, 300, (first, 4))
-    assert 293 <= rest.tokens <= 294  # 300 - 1 - 6 used, and a little that came back
+    # 300, less 1 and 6 that were used, and what came back meanwhile.
+    assert 293 <= rest.tokens <= 293 + (time.monotonic() - started) * FAST.per_second
     assert rest.kept == 0
 
 
@@ -70,10 +72,12 @@ def test_blocks_out_on_lease_count_until_their_end(db: Database, acme: Organizat
 
 
 def test_a_block_returned_too_late_counts_no_more(db: Database, acme: OrganizationId) -> None:
+    started = time.monotonic()
     late = take(db, acme, FAST, 1)
     take(db, acme, FAST, 289)
     pass_by(db, rates.LEASE + 0.1)
-    assert take(db, acme, FAST, 300, (late, 10)).tokens == pytest.approx(101, abs=1)
+    came_back = take(db, acme, FAST, 300, (late, 10)).tokens
+    assert 101 <= came_back <= 101 + (time.monotonic() - started) * FAST.per_second
 
 
 def test_a_smaller_rate_holds_at_once(db: Database, acme: OrganizationId) -> None:
