@@ -65,6 +65,16 @@ def template(postgresql: str) -> Iterator[str]:
 @pytest.fixture
 def database(postgresql: str, template: str) -> Iterator[DatabaseSettings]:
     """Settings of a fresh, migrated database."""
+    yield from _clone(postgresql, template)
+
+
+@pytest.fixture(scope="module")
+def module_database(postgresql: str, template: str) -> Iterator[DatabaseSettings]:
+    """The same, for all tests of a module, which leave nothing behind in it."""
+    yield from _clone(postgresql, template)
+
+
+def _clone(postgresql: str, template: str) -> Iterator[DatabaseSettings]:
     name = f"test_{uuid.uuid4().hex}"
     _admin(postgresql, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     yield DatabaseSettings(dsn=f"{postgresql} dbname={name}")

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,17 +15,22 @@ IP = "203.0.113.7"
 IPS = [f"203.0.113.{number}" for number in range(11, 15)]
 
 
+@pytest.fixture(scope="module")
+def rigged(module_database: DatabaseSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A world."""
+    rig = Rig(module_database, tmp_path_factory.mktemp("rig"))
+    yield rig
+    rig.close()
+
+
 @pytest.fixture
-def rig(database: DatabaseSettings, tmp_path: Path) -> Iterator[Rig]:
+def rig(rigged: Rig) -> Iterator[Rig]:
     """An empty world; in the end, what must always hold did."""
-    rig = Rig(database, tmp_path)
-    try:
-        yield rig
-        assert rig.violations == []
-        rig.check_log()
-        rig.check_calls(2.0, 5)
-    finally:
-        rig.close()
+    rigged.reset(0)
+    yield rigged
+    assert rigged.violations == []
+    rigged.check_log()
+    rigged.check_calls(2.0, 5)
 
 
 def _two(rig: Rig, *ips: str, first: str = "out1") -> tuple[Host, Host]:
