@@ -1,7 +1,6 @@
 """Many mails at once: what one destination or organization has in hand, and what it leaves to others."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -33,18 +32,23 @@ async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def test_a_burst_to_one_destination_keeps_its_connections_busy(bench: Bench) -> None:
-    """The server needs 50 ms for each mail and may have ten connections: a second for 200 mails, and half of one to get there."""
+    """Nothing of it is sent away for longer than a moment while the server takes more: at any time, all is delivered, claimed or due."""
 
     async def main() -> None:
         bench.options["connections_per_destination"] = 10
         async with bench.dns(), bench.serve(script=Script(delay={"dot": 0.05})) as mx:
             for number in range(200):
                 await bench.submit(f"r{number}@example.net")
-            started = time.monotonic()
+            sent_away = count(
+                bench, "status = 'accepted' AND claimed_by IS NULL AND next_attempt_at > now() + interval '1 s'"
+            )
+            left = count(bench, "status <> 'delivered'")
             async with bench.work():
-                records = await mx.wait(200, timeout=60)
-                assert time.monotonic() - started < 8
-                await until(lambda: count(bench, "status <> 'delivered'")() == 0)
+                async with asyncio.timeout(60):
+                    while left():
+                        assert sent_away() == 0
+                        await asyncio.sleep(0.05)
+            records = await mx.wait(200)
             assert len({record.peer_port for record in records}) == 10
             row = bench.db.run(
                 lambda conn: conn.execute("SELECT sum(claim_epoch - attempts) FROM deliveries").fetchone()
@@ -95,10 +99,9 @@ def test_an_organization_leaves_room_to_others_at_a_slow_destination(bench: Benc
         async with bench.dns(), bench.serve(script=Script(delay={"dot": 0.05})) as mx:
             for number in range(60):
                 await bench.submit(f"r{number}@example.net")
+            bench.tenant = other
+            await bench.submit("late@example.net")
             async with bench.work():
-                await mx.wait(5)
-                bench.tenant = other
-                await bench.submit("late@example.net")
                 async with asyncio.timeout(30):
                     while not any(record.rcpt_tos == ["late@example.net"] for record in mx.records):
                         await asyncio.sleep(0.02)
