@@ -4,6 +4,7 @@ Answers are cached by their TTL in the process. `Lookup` says how a question end
 asked" lead to different ends: RFC 5321 §5.1 wants a mail to wait in the second case.
 """
 
+import ipaddress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -20,6 +21,8 @@ from remails.config import Dns, endpoint
 from remails.errors import ConfigError
 
 CACHE_ENTRIES = 20_000
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 R = TypeVar("R", bound=dns.resolver.BaseResolver)
 
@@ -119,3 +122,15 @@ def _failed(error: dns.exception.DNSException) -> Lookup:
     if isinstance(error, dns.resolver.NoNameservers):
         return Lookup(Ended.FAILED, reason="the domain's name servers failed or refused (SERVFAIL)")
     return Lookup(Ended.FAILED, reason=str(error)[:200] or type(error).__name__)
+
+
+def is_public(ip: str) -> bool:
+    """Whether this is an address of the public network, also behind a translator (RFC 6052 §2.1) or 6to4 (RFC 3056 §2)."""
+    address = ipaddress.ip_address(ip)
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(address.packed[-4:])
+        if inner is not None:
+            return inner.is_global
+    return address.is_global

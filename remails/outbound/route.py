@@ -1,7 +1,6 @@
 """Where mail for a domain goes: its MX hosts in order, each with its addresses (RFC 5321 §5.1)."""
 
 import asyncio
-import ipaddress
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -102,7 +101,7 @@ class Router:
             return Reply(Phase.DNS, 451, "4.4.3", f"address of {host}: {lookup.reason}")
         ips = [record.address for record in lookup.records]  # type: ignore[attr-defined]  # A, AAAA
         vouched = await self._vouched(host, lookup) if is_vouched else ()
-        allowed = [Target(host, ip, vouched) for ip in ips if self._allow_private or ipaddress.ip_address(ip).is_global]
+        allowed = [Target(host, ip, vouched) for ip in ips if self._allow_private or resolver.is_public(ip)]
         if ips and not allowed:
             return Reply(Phase.DNS, 550, "5.4.4", f"{host} has only private addresses, where mail is never sent")
         return allowed

@@ -12,7 +12,6 @@ mail or not (`refresh`), by any one of the hosts.
 import asyncio
 import http.client
 import io
-import ipaddress
 import ssl
 import time
 from dataclasses import dataclass
@@ -191,7 +190,7 @@ async def _addresses(host: str, dns_resolver: dns.asyncresolver.Resolver, settin
     lookups = await asyncio.gather(*(resolver.ask_async(dns_resolver, host, kind) for kind in ("A", "AAAA")))
     ips = [record.address for lookup in lookups for record in lookup.records]  # type: ignore[attr-defined]  # A, AAAA
     # The name is a stranger's choice: without this guard it could make us talk to our own internal services.
-    allowed = [ip for ip in ips if settings.allow_private_destinations or ipaddress.ip_address(ip).is_global]
+    allowed = [ip for ip in ips if settings.allow_private_destinations or resolver.is_public(ip)]
     return allowed[:_MOST_ADDRESSES]
 
 

@@ -12,7 +12,7 @@ import pytest
 import zmq
 from msgspec import structs
 
-from remails.bus import events
+from remails.bus import events, keys
 from remails.bus.client import Publisher, Subscriber
 from remails.bus.events import AddressesChanged, Attempted, Event, Gap, Ready
 from remails.bus.service import Broker
@@ -229,3 +229,8 @@ def test_a_broker_knows_whether_notes_go_through_it(credentials: Path) -> None:
     finally:
         silent.thread.start()
         silent.close()
+
+
+def test_ansible_takes_no_key_for_a_template() -> None:
+    for _ in range(500):
+        assert not any(begin in key for key in keys.generate_keys() for begin in ("{{", "{%", "{#"))

@@ -19,7 +19,7 @@ from typing import Any
 
 from click.testing import CliRunner
 from controller import Controller, Run
-from hosts import BYOIP, CLOUD, CONTROL, Fleet, until
+from hosts import BYOIP, CLOUD, CONTROL, RESOLVER, Fleet, until
 from load import Load, Rest, Smtp
 from world import World
 
@@ -99,6 +99,8 @@ class Deployment:
         return {
             "firewall_control": [CONTROL],
             "postgresql_memory": 1024,
+            "resolver_forward": [RESOLVER],  # the fleet has a DNS of its own, which nobody signs
+            "resolver_unsigned": ["."],
             "remails_hostname": "relay.test",
             **{f"remails_bus_{key}": value for key, value in bus.items()},
             **{f"remails_{path.name}": path.read_text(encoding="ascii").strip() for path in files},

@@ -37,11 +37,13 @@ BARE = (
 ON_TOP = (
     "acl",
     "chrony",
+    "dns-root-data",
     "nftables",
     "postgresql",
     "python3-apt",
     "python3-venv",
     "unattended-upgrades",
+    "unbound",
     "python3-psycopg2",
 )
 

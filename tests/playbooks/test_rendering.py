@@ -67,6 +67,8 @@ def test_fleet(ansible: Ansible, playbook: Path, secrets: Path, tmp_path: Path) 
         assert len(settings.bus.server_public_key) == 40
         assert [len(key) for key in settings.bus.client_public_keys] == [40]
         assert (settings.ipagent.provider, settings.ipagent.zone) == ("upcloud", "fi-hel1")
+        validates = name.startswith("out")
+        assert (settings.dns.nameservers, settings.dns.validating) == (("127.0.0.1",) if validates else (), validates)
     assert found["app2"].bus.listen_publish == "tcp://10.0.0.12:5561"
 
 
@@ -96,7 +98,7 @@ def test_settings_of_one_host_and_every_kind_of_value(
     assert settings.mail.hostname == 'é"\\.example'
     assert settings.mail.max_size == 2000
     assert (settings.outbound.keep_connection, settings.outbound.allow_private_destinations) == (0.5, True)
-    assert settings.dns.nameservers == ("192.0.2.53",)
+    assert (settings.dns.nameservers, settings.dns.validating) == (("192.0.2.53",), False)
     assert settings.inbound.certificates == (config.Certificate(certificate="/a", key="/b"),)
 
 

@@ -143,3 +143,19 @@ def test_postgresql_listens_to_the_hosts_of_the_process_table(
     lines = (tmp_path / "pg_hba.conf").read_text(encoding="utf-8").splitlines()
     assert [line.split()[3].removesuffix("/32") for line in lines if line.startswith("hostssl")] == clients
     assert not any("trust" in line or " all " in line.replace("local   all      postgres", "") for line in lines[2:])
+
+
+@pytest.mark.needs("unbound-checkconf")
+def test_unbound_takes_its_settings(ansible: Ansible, tmp_path: Path) -> None:
+    there = inventory(tmp_path / "hosts.yml", {"out": {}}, {"outbound": ["out"]})
+    playbook, written = tmp_path / "render.yml", tmp_path / "unbound.conf"
+    template = f"{PROJECT}/roles/resolver/templates/unbound.conf.j2"
+    task = {"ansible.builtin.template": {"src": template, "dest": str(written), "mode": "0600"}}
+    roles = [{"role": "resolver", "tags": ["never"]}]  # only its variables
+    playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "roles": roles, "tasks": [task]}]))
+    for more in ({}, {"resolver_forward": ["192.0.2.53", "2001:db8::53"], "resolver_unsigned": ["."]}):
+        done = ansible("ansible-playbook", "--inventory", there, playbook, "--extra-vars", json.dumps(more))
+        assert done.returncode == 0, done.stdout
+        done = subprocess.run(["unbound-checkconf", str(written)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert ("forward-addr: 2001:db8::53" in written.read_text(encoding="utf-8")) == bool(more)

@@ -8,7 +8,19 @@ import yaml
 
 PROJECT = Path(__file__).parents[2]
 DOCUMENT = PROJECT / "docs/variables.md"
-ORDER = ("base", "firewall", "postgresql", "remails", "bus", "api", "inbound", "outbound", "periodic", "ipagent")
+ORDER = (
+    "base",
+    "firewall",
+    "postgresql",
+    "resolver",
+    "remails",
+    "bus",
+    "api",
+    "inbound",
+    "outbound",
+    "periodic",
+    "ipagent",
+)
 HEAD = """\
 # Variables
 
