@@ -28,7 +28,7 @@ from inbound.process import Process  # noqa: E402
 from inbound.running import make_certificate  # noqa: E402
 
 from remails.config import Database as DatabaseSettings  # noqa: E402
-from remails.config import Inbound, Mail, Settings  # noqa: E402
+from remails.config import Inbound, Logs, Mail, Settings  # noqa: E402
 from remails.db import Database  # noqa: E402
 from remails.dev import postgresql  # noqa: E402
 from remails.store import migrate  # noqa: E402
@@ -64,6 +64,7 @@ def measure(settings: Settings, tenant: seed.Tenant, args: argparse.Namespace, p
     given = Settings(
         **{
             **{name: getattr(settings, name) for name in ("host", "mail", "database", "credentials_directory")},
+            "logs": Logs(level="WARNING"),  # nobody reads what it says
             "inbound": Inbound(
                 processes=processes, tls_certificate=settings.inbound.tls_certificate, tls_key=settings.inbound.tls_key
             ),
@@ -120,7 +121,7 @@ def run(dsn: str, directory: Path, args: argparse.Namespace) -> None:
     certificate = make_certificate(directory)
     db = Database(database, None, "bench")
     db.open(wait=True)
-    tenant = seed.tenant(db, Vault(new_encryption_key()), Pepper(pepper))
+    tenant = seed.tenant(db, Vault(new_encryption_key("bench")), Pepper(pepper))
     db.close()
     settings = Settings(
         host="test",

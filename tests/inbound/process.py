@@ -27,7 +27,7 @@ class Process:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         config = directory / "remails.toml"
-        config.write_text(toml(settings, "mail", "database", "inbound", "metrics"))
+        config.write_text(toml(settings, "mail", "database", "inbound", "metrics", "logs"))
         self._heard = directory / "notify"
         self._heard.unlink(missing_ok=True)
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
