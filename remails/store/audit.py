@@ -64,7 +64,8 @@ def list_(
     """The newest lines of an organization (None: of the installation) with an id below `before`, newest first."""
     with conn.cursor(row_factory=class_row(Entry)) as cur:
         return cur.execute(
-            """SELECT * FROM audit_log
+            """SELECT id, at, organization_id, actor_type, actor_id, actor_name, action, target_type, target_id, details
+               FROM audit_log
                WHERE (organization_id = %(organization)s OR %(organization)s::uuid IS NULL AND organization_id IS NULL)
                  AND (%(before)s::bigint IS NULL OR id < %(before)s)
                ORDER BY id DESC LIMIT %(limit)s""",

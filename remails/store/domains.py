@@ -231,7 +231,10 @@ def _select(
 ) -> list[Domain]:
     with conn.cursor(row_factory=dict_row) as cur:
         rows = cur.execute(
-            """SELECT d.*, ARRAY(SELECT project_id FROM domains_projects WHERE domain_id = d.id ORDER BY 1) AS project_ids
+            # By name, so that a column more does not disturb a version that does not know it.
+            """SELECT d.id, d.organization_id, d.name, d.ownership_token, d.verified_at, d.verification, d.checked_at,
+                   d.pool_id, d.created_at, d.updated_at, d.hold_reason,
+                   ARRAY(SELECT project_id FROM domains_projects WHERE domain_id = d.id ORDER BY 1) AS project_ids
                FROM domains d
                WHERE (%(organization_id)s::uuid IS NULL OR d.organization_id = %(organization_id)s)
                  AND (%(id)s::uuid IS NULL OR d.id = %(id)s)

@@ -24,6 +24,11 @@ _REFUSALS = {
 }
 
 
+# By name, so that a column more does not disturb a version that does not know it.
+_COLUMNS = """o.id, o.name, o.plan, o.message_quota, o.quota_reset, o.quota_reset - interval '1 month' AS quota_since,
+    o.block_status, o.pool_id, o.created_at, o.updated_at"""
+
+
 @dataclass(frozen=True, slots=True)
 class Organization:
     """One organization. `message_quota` is messages per month, None without limit."""
@@ -48,9 +53,9 @@ def create(
         # Random and not ordered by time: its first digits stand in front of every SMTP user name of the organization.
         values = {"id": uuid4(), "name": name.strip(), "plan": plan, "message_quota": message_quota}
         return cur.execute(
-            """INSERT INTO organizations (id, name, plan, message_quota)
-               VALUES (%(id)s, %(name)s, %(plan)s, %(message_quota)s)
-               RETURNING *, quota_reset - interval '1 month' AS quota_since""",
+            """INSERT INTO organizations AS o (id, name, plan, message_quota)
+               VALUES (%(id)s, %(name)s, %(plan)s, %(message_quota)s) RETURNING """
+            + _COLUMNS,
             values,
         ).fetchall()[0]
 
@@ -59,7 +64,7 @@ def get(conn: db.Connection, organization_id: OrganizationId) -> Organization | 
     """The organization of this id."""
     with conn.cursor(row_factory=class_row(Organization)) as cur:
         return cur.execute(
-            "SELECT *, quota_reset - interval '1 month' AS quota_since FROM organizations WHERE id = %s",
+            "SELECT " + _COLUMNS + " FROM organizations o WHERE o.id = %s",
             [organization_id],
         ).fetchone()
 
@@ -68,8 +73,7 @@ def by_name(conn: db.Connection, name: str) -> list[Organization]:
     """Those of this name, oldest first: names are not unique."""
     with conn.cursor(row_factory=class_row(Organization)) as cur:
         return cur.execute(
-            """SELECT *, quota_reset - interval '1 month' AS quota_since FROM organizations
-               WHERE name = %s ORDER BY created_at, id""",
+            "SELECT " + _COLUMNS + " FROM organizations o WHERE o.name = %s ORDER BY o.created_at, o.id",
             [name],
         ).fetchall()
 
@@ -78,7 +82,9 @@ def list_for_user(conn: db.Connection, user_id: UserId) -> list[Organization]:
     """Those the user is a member of, by name."""
     with conn.cursor(row_factory=class_row(Organization)) as cur:
         return cur.execute(
-            """SELECT o.*, o.quota_reset - interval '1 month' AS quota_since FROM organizations o
+            "SELECT "
+            + _COLUMNS
+            + """ FROM organizations o
                JOIN memberships m ON m.organization_id = o.id WHERE m.user_id = %s ORDER BY o.name, o.id""",
             [user_id],
         ).fetchall()
@@ -87,9 +93,7 @@ def list_for_user(conn: db.Connection, user_id: UserId) -> list[Organization]:
 def list_all(conn: db.Connection) -> list[Organization]:
     """Every organization, by name."""
     with conn.cursor(row_factory=class_row(Organization)) as cur:
-        return cur.execute(
-            "SELECT *, quota_reset - interval '1 month' AS quota_since FROM organizations ORDER BY name, id"
-        ).fetchall()
+        return cur.execute("SELECT " + _COLUMNS + " FROM organizations o ORDER BY o.name, o.id").fetchall()
 
 
 def rename(conn: db.Connection, organization_id: OrganizationId, name: str) -> bool:

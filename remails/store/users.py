@@ -27,6 +27,11 @@ _REFUSALS = {
 }
 
 
+# By name, so that a column more does not disturb a version that does not know it.
+_USER = "u.id, u.email, u.name, u.password_hash, u.is_admin, u.is_blocked, u.created_at, u.updated_at"
+_MEMBERSHIP = "m.user_id, m.organization_id, m.role, u.email, u.name, m.created_at, m.updated_at"
+
+
 class Role(StrEnum):
     """What a member may do, each step including those before it."""
 
@@ -75,8 +80,8 @@ def create(conn: db.Connection, email: str, name: str, password_hash: str | None
     """Make a user. Raises Refused: 409 when the email address is taken, 422 for a bad one or a bad name."""
     with constraints.explained(conn, _REFUSALS), conn.cursor(row_factory=class_row(User)) as cur:
         return cur.execute(
-            """INSERT INTO users (id, email, name, password_hash, is_admin) VALUES (%s, %s, %s, %s, %s)
-               RETURNING *""",
+            "INSERT INTO users AS u (id, email, name, password_hash, is_admin) VALUES (%s, %s, %s, %s, %s) RETURNING "
+            + _USER,
             [ids.new(), _address(email), name.strip(), password_hash, is_admin],
         ).fetchall()[0]
 
@@ -92,7 +97,7 @@ def _address(email: str) -> str:
 def get(conn: db.Connection, user_id: UserId) -> User | None:
     """The user of this id."""
     with conn.cursor(row_factory=class_row(User)) as cur:
-        return cur.execute("SELECT * FROM users WHERE id = %s", [user_id]).fetchone()
+        return cur.execute("SELECT " + _USER + " FROM users u WHERE u.id = %s", [user_id]).fetchone()
 
 
 def by_email(conn: db.Connection, email: str) -> User | None:
@@ -102,13 +107,13 @@ def by_email(conn: db.Connection, email: str) -> User | None:
     except Refused:
         return None
     with conn.cursor(row_factory=class_row(User)) as cur:
-        return cur.execute("SELECT * FROM users WHERE email = %s", [email]).fetchone()
+        return cur.execute("SELECT " + _USER + " FROM users u WHERE u.email = %s", [email]).fetchone()
 
 
 def list_all(conn: db.Connection) -> list[User]:
     """Every user, by email address."""
     with conn.cursor(row_factory=class_row(User)) as cur:
-        return cur.execute("SELECT * FROM users ORDER BY email").fetchall()
+        return cur.execute("SELECT " + _USER + " FROM users u ORDER BY u.email").fetchall()
 
 
 def update(conn: db.Connection, user_id: UserId, *, email: str | None = None, name: str | None = None) -> User | None:
@@ -120,9 +125,10 @@ def update(conn: db.Connection, user_id: UserId, *, email: str | None = None, na
     }
     with constraints.explained(conn, _REFUSALS), conn.cursor(row_factory=class_row(User)) as cur:
         return cur.execute(
-            """UPDATE users SET email = coalesce(%(email)s, email), name = coalesce(%(name)s, name),
+            """UPDATE users u SET email = coalesce(%(email)s, u.email), name = coalesce(%(name)s, u.name),
                    updated_at = now()
-               WHERE id = %(id)s RETURNING *""",
+               WHERE u.id = %(id)s RETURNING """
+            + _USER,
             values,
         ).fetchone()
 
@@ -203,7 +209,9 @@ def members(conn: db.Connection, organization_id: OrganizationId) -> list[Member
     """The members of an organization, by email address."""
     with conn.cursor(row_factory=kwargs_row(_membership)) as cur:
         return cur.execute(
-            """SELECT m.*, u.email, u.name FROM memberships m JOIN users u ON u.id = m.user_id
+            "SELECT "
+            + _MEMBERSHIP
+            + """ FROM memberships m JOIN users u ON u.id = m.user_id
                WHERE m.organization_id = %s ORDER BY u.email""",
             [organization_id],
         ).fetchall()
@@ -213,7 +221,9 @@ def memberships_of(conn: db.Connection, user_id: UserId) -> list[Membership]:
     """The memberships of a user, oldest first."""
     with conn.cursor(row_factory=kwargs_row(_membership)) as cur:
         return cur.execute(
-            """SELECT m.*, u.email, u.name FROM memberships m JOIN users u ON u.id = m.user_id
+            "SELECT "
+            + _MEMBERSHIP
+            + """ FROM memberships m JOIN users u ON u.id = m.user_id
                WHERE m.user_id = %s ORDER BY m.created_at, m.organization_id""",
             [user_id],
         ).fetchall()
@@ -243,7 +253,9 @@ def session_user(conn: db.Connection, digest: bytes) -> User | None:
     """Whose session it is; None when unknown or expired, or the user is blocked."""
     with conn.cursor(row_factory=class_row(User)) as cur:
         return cur.execute(
-            """SELECT u.* FROM sessions s JOIN users u ON u.id = s.user_id
+            "SELECT "
+            + _USER
+            + """ FROM sessions s JOIN users u ON u.id = s.user_id
                WHERE s.digest = %s AND s.expires_at > now() AND NOT u.is_blocked""",
             [digest],
         ).fetchone()
