@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def test_layers_hold() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_test_file_has_a_name_of_its_own() -> None:
+    """pytest imports them by their bare names, and so do they each other."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py") if "node_modules" not in path.parts)
+    del names["conftest.py"]
+    assert [name for name, number in names.items() if number > 1] == []
 
 
 def test_rfc_index_is_current() -> None:
