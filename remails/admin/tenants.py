@@ -144,10 +144,11 @@ def project_list(act: Act, organization: str, as_json: bool) -> None:
             "name": one.name,
             "retention_period_days": one.retention_period_days,
             "plaintext_fallback": one.plaintext_fallback,
+            "expires_in": one.expires_in,
         }
         for one in projects.list_(act.conn, named.organization(act.conn, organization).id)
     ]
-    output.show(rows, ("id", "name", "retention_period_days", "plaintext_fallback"), as_json=as_json)
+    output.show(rows, ("id", "name", "retention_period_days", "plaintext_fallback", "expires_in"), as_json=as_json)
 
 
 @project.command("create")
@@ -155,13 +156,21 @@ def project_list(act: Act, organization: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--retention-days", type=click.IntRange(1, 365), default=7, show_default=True)
 @click.option("--require-tls", is_flag=True, help="Never deliver to a server that has no TLS.")
+@click.option("--expires-in", type=click.IntRange(0), default=0, help="Seconds for which its mail is tried; 0: as any.")
 @connected
-def project_create(act: Act, organization: str, name: str, retention_days: int, require_tls: bool) -> None:
+def project_create(
+    act: Act, organization: str, name: str, retention_days: int, require_tls: bool, expires_in: int
+) -> None:
     """Make a project and print its id."""
     owner = named.organization(act.conn, organization)
-    values = {"retention_period_days": retention_days, "plaintext_fallback": not require_tls}
+    values = {"retention_period_days": retention_days, "plaintext_fallback": not require_tls, "expires_in": expires_in}
     made = projects.create(
-        act.conn, owner.id, name, retention_period_days=retention_days, plaintext_fallback=not require_tls
+        act.conn,
+        owner.id,
+        name,
+        retention_period_days=retention_days,
+        plaintext_fallback=not require_tls,
+        expires_in=expires_in,
     )
     act.log(owner.id, "created", "project", made.id, {"name": made.name, **values})
     click.echo(str(made.id))

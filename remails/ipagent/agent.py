@@ -31,8 +31,7 @@ from typing import Final
 
 import dns.resolver
 
-import remails
-from remails import config, metrics
+from remails import config, metrics, service
 from remails.bus.client import Publisher
 from remails.bus.events import AddressesChanged
 from remails.config import Settings
@@ -170,7 +169,7 @@ class Agent:
     def _lease(self, conn: Connection) -> tuple[Host, list[Address]]:
         mine = self._settings
         host = addresses.register_host(
-            conn, self._host, self._provider.name, mine.server_ref, mine.zone, mine.max_addresses, remails.__version__
+            conn, self._host, self._provider.name, mine.server_ref, mine.zone, mine.max_addresses, service.release()
         )
         held = leases.renew(conn, host.id, mine.lease)
         return host, held + leases.claim(conn, host.id, mine.lease, mine.max_addresses)

@@ -111,10 +111,12 @@ def test_bad_quota(terminal: Terminal, quota: str) -> None:
 
 def test_projects(terminal: Terminal) -> None:
     _organization(terminal)
-    made = terminal.do("project", "create", "Acme", "Shop", "--retention-days", "30", "--require-tls")
+    made = terminal.do(
+        "project", "create", "Acme", "Shop", "--retention-days", "30", "--require-tls", "--expires-in", "600"
+    )
 
     assert terminal.json("project", "list", "Acme") == [
-        {"id": made, "name": "Shop", "retention_period_days": 30, "plaintext_fallback": False}
+        {"id": made, "name": "Shop", "retention_period_days": 30, "plaintext_fallback": False, "expires_in": 600}
     ]
 
 

@@ -1,5 +1,7 @@
 """Projects: what an organization sends with, their settings, and the SMTP credentials of each."""
 
+import re
+
 import flask
 import msgspec
 from flask import request
@@ -23,6 +25,7 @@ class Asked(msgspec.Struct, frozen=True):
     name: str
     retention_period_days: int
     plaintext_fallback: bool
+    expires_in: int
 
 
 @blueprint.get("")
@@ -38,7 +41,7 @@ def list_GET(organization_id: OrganizationId) -> Response:
 @auth.needs(auth.member(Role.read_only, keys=False))
 def new_GET(organization_id: OrganizationId) -> Response:  # noqa: ARG001  # the rule reads it
     """Ask for name and settings."""
-    return answers.page("projects/new.html", place="projects", given={"retention": 7, "fallback": True})
+    return answers.page("projects/new.html", place="projects", given={"retention": 7, "fallback": True, "minutes": ""})
 
 
 @blueprint.post("/new")
@@ -54,6 +57,7 @@ def new_POST(organization_id: OrganizationId) -> Response:
                 asked.name,
                 retention_period_days=asked.retention_period_days,
                 plaintext_fallback=asked.plaintext_fallback,
+                expires_in=asked.expires_in,
             )
             changes.record(conn, "created", "project", project.id, asked)
     except Refused as refusal:
@@ -82,6 +86,7 @@ def show_POST(organization_id: OrganizationId, project_id: ProjectId) -> Respons
                 name=asked.name,
                 retention_period_days=asked.retention_period_days,
                 plaintext_fallback=asked.plaintext_fallback,
+                expires_in=asked.expires_in,
             )
             answers.found(changed)
             changes.record(conn, "updated", "project", project_id, asked)
@@ -183,6 +188,7 @@ def _given_by(project: Project) -> dict[str, object]:
         "name": project.name,
         "retention": project.retention_period_days,
         "fallback": project.plaintext_fallback,
+        "minutes": f"{project.expires_in / 60:.2f}".rstrip("0").rstrip(".") if project.expires_in else "",
     }
 
 
@@ -191,4 +197,12 @@ def _asked() -> Asked:
     days = request.form.get("retention", "")
     if not (days.isascii() and days.isdecimal() and len(days) < 5):
         raise constraints.invalid("Give a number of days, 1 to 365.", "retention_period_days")
-    return Asked(request.form.get("name", ""), int(days), "fallback" in request.form)
+    minutes = request.form.get("minutes", "").strip()
+    if not re.fullmatch(r"(?a:\d{1,6}([.]\d{1,2})?)?", minutes):
+        raise constraints.invalid("Give a number of minutes, or nothing.", "expires_in")
+    return Asked(
+        name=request.form.get("name", ""),
+        retention_period_days=int(days),
+        plaintext_fallback="fallback" in request.form,
+        expires_in=round(float(minutes or 0) * 60),
+    )

@@ -164,13 +164,15 @@ def test_a_deleted_domain_is_gone(boss: Browser, home: str, db: Database, tenant
 
 def test_a_project_is_made_and_changed(boss: Browser, home: str, db: Database, tenant: seed.Tenant) -> None:
     path = f"{home}/projects/new"
-    page = boss.do(path, {"name": "Second <b>", "retention": "30"}, at=path)
+    page = boss.do(path, {"name": "Second <b>", "retention": "30", "minutes": "10"}, at=path)
     assert page.one("h1").text == "Second <b>"
     made = db.run(projects.by_name, tenant.organization_id, "Second <b>")
     assert made is not None
-    assert (made.retention_period_days, made.plaintext_fallback) == (30, False)
+    assert (made.retention_period_days, made.plaintext_fallback, made.expires_in) == (30, False, 600)
     here = f"{home}/projects/{made.id}"
-    page = boss.do(here, {"name": "Third", "retention": "1", "fallback": "on"}, at=here)
+    assert boss.get(here).one("input", id="minutes")["value"] == "10"
+    page = boss.do(here, {"name": "Third", "retention": "1", "fallback": "on", "minutes": "0.12"}, at=here)
+    assert page.one("input", id="minutes")["value"] == "0.12"
     assert (page.one("h1").text, page.one("input", id="retention")["value"]) == ("Third", "1")
     assert page.one("input", name="fallback").has("checked")
     assert actions(db, tenant) == [("created", "project"), ("updated", "project")]
@@ -179,6 +181,7 @@ def test_a_project_is_made_and_changed(boss: Browser, home: str, db: Database, t
 @pytest.mark.parametrize(
     ("name", "retention", "field", "words"),
     [
+        ("x", "7", "minutes", "Give a number of minutes, or nothing."),
         ("acme project", "7", "name", "The organization has a project of this name already."),
         ("", "7", "name", "A name has 1 to 100 characters."),
         ("x", "0", "retention", "Messages are kept for 1 to 365 days."),
@@ -190,7 +193,9 @@ def test_a_setting_that_cannot_be_says_why_at_its_field(
     boss: Browser, home: str, name: str, retention: str, field: str, words: str
 ) -> None:
     path = f"{home}/projects/new"
-    response = boss.post(path, {"name": name, "retention": retention}, at=path)
+    response = boss.post(
+        path, {"name": name, "retention": retention, "minutes": "soon" if field == "minutes" else ""}, at=path
+    )
     page = parse(response.get_data(as_text=True))
     assert response.status_code in (409, 422)
     control = page.one("input", id=field)
