@@ -19,7 +19,7 @@ from typing import Any
 
 from click.testing import CliRunner
 from controller import Controller, Run
-from hosts import BYOIP, CLOUD, CONTROL, RESOLVER, Fleet, until
+from hosts import BYOIP, CLOUD, CONTROL, NETWORK, RESOLVER, Fleet, until
 from load import Load, Rest, Smtp
 from world import World
 
@@ -38,6 +38,8 @@ POOLS = {"shared": [f"{BYOIP}.11", f"{BYOIP}.12", f"{BYOIP}.13"], "acme": [f"{BY
 PREFERRED = {f"{BYOIP}.11": "out1", f"{BYOIP}.12": "out2", f"{BYOIP}.13": "out3", f"{BYOIP}.21": "out1"}
 REMAILS = "/opt/remails/current/bin/remails"
 API_PORT = 8000
+
+UNSIGNED = ["test", "example.com", *(f"{'.'.join(reversed(net.split('.')))}.in-addr.arpa" for net in (NETWORK, BYOIP))]
 
 FAKE = Path(__file__).parents[1] / "fakes/upcloud.py"
 CLOUD_PORT, ZONE, TOKEN = 8080, "nl-ams1", "ucat_of_the_fleet"
@@ -100,7 +102,7 @@ class Deployment:
             "firewall_control": [CONTROL],
             "postgresql_memory": 1024,
             "resolver_forward": [RESOLVER],  # the fleet has a DNS of its own, which nobody signs
-            "resolver_unsigned": ["."],
+            "resolver_unsigned": UNSIGNED,
             "remails_hostname": "relay.test",
             **{f"remails_bus_{key}": value for key, value in bus.items()},
             **{f"remails_{path.name}": path.read_text(encoding="ascii").strip() for path in files},

@@ -153,7 +153,10 @@ def test_unbound_takes_its_settings(ansible: Ansible, tmp_path: Path) -> None:
     task = {"ansible.builtin.template": {"src": template, "dest": str(written), "mode": "0600"}}
     roles = [{"role": "resolver", "tags": ["never"]}]  # only its variables
     playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "roles": roles, "tasks": [task]}]))
-    for more in ({}, {"resolver_forward": ["192.0.2.53", "2001:db8::53"], "resolver_unsigned": ["."]}):
+    for more in (
+        {},
+        {"resolver_forward": ["192.0.2.53", "2001:db8::53"], "resolver_unsigned": ["test", "113.0.203.in-addr.arpa"]},
+    ):
         done = ansible("ansible-playbook", "--inventory", there, playbook, "--extra-vars", json.dumps(more))
         assert done.returncode == 0, done.stdout
         done = subprocess.run(["unbound-checkconf", str(written)], capture_output=True, text=True, check=False)
