@@ -40,7 +40,6 @@ import math
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from remails import metrics, service, workers
 from remails.bus.client import Publisher
@@ -150,6 +149,8 @@ class Server:
         self._opening: set[asyncio.Task[None]] = set()
         self._sessions: set[Session] = set()
         self._clients: Counter[str] = Counter()
+        self._handshakes: Counter[str] = Counter()
+        """How many TLS handshakes each client's network has under way, on the port where TLS begins at once."""
 
     def listen(self, passed: Mapping[str, Sequence[socket.socket]]) -> None:
         """Open the listeners: on sockets passed by systemd, or else on the ports of the settings.
@@ -212,14 +213,10 @@ class Server:
                 return await _turn_away(connection, client, seconds, speaks=not tls)
             if len(self._opening) > self._settings.inbound.max_connections:
                 raise OSError("too many connections are being opened")
-            secure: dict[str, Any] = {
-                "ssl": self._certificates.context,
-                "ssl_handshake_timeout": _HANDSHAKE_TIMEOUT,
-                "ssl_shutdown_timeout": _SHUTDOWN_TIMEOUT,
-            }
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self._session(client), connection, **(secure if tls else {})
-            )
+            if tls:
+                await self._open_tls(connection, client)
+            else:
+                await asyncio.get_running_loop().connect_accepted_socket(lambda: self._session(client), connection)
             metrics.SMTP_CONNECTIONS.add(outcome="served")
         except (proxy.BadHeader, EOFError, OSError) as error:
             # TimeoutError and SSLError are OSErrors.
@@ -230,6 +227,26 @@ class Server:
             connection.close()
             raise
         return None
+
+    async def _open_tls(self, connection: socket.socket, client: str) -> None:
+        """The handshake. There is no session yet to count, so those of one client have a limit of their own, or one could
+        take the room of all by saying nothing."""
+        network = network_of(client)
+        if self._handshakes[network] >= self._settings.inbound.max_connections_per_client:
+            raise OSError("too many connections of this client are being opened")
+        self._handshakes[network] += 1
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self._session(client),
+                connection,
+                ssl=self._certificates.context,
+                ssl_handshake_timeout=_HANDSHAKE_TIMEOUT,
+                ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
+            )
+        finally:
+            self._handshakes[network] -= 1
+            if not self._handshakes[network]:
+                del self._handshakes[network]
 
     async def _client(self, connection: socket.socket) -> str:
         """The address of who speaks: the peer, or whom a trusted peer speaks for."""

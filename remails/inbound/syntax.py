@@ -34,7 +34,7 @@ def command(line: bytes) -> tuple[str, str]:
         verb, _, argument = line.decode().partition(" ")
     except UnicodeDecodeError:
         raise unreadable("Not UTF-8") from None
-    verb = verb.upper()
+    verb = verb.upper() if verb.isascii() else verb  # some other letters become ASCII in upper case
     if len(line) + len("\r\n") > _MAX_LINES.get(verb, _MAX_LINE):
         raise too_long()
     return verb, argument.strip(" ")
@@ -138,7 +138,7 @@ def chunk(argument: str) -> tuple[int, bool]:
     Raises:
         Refused: 501.
     """
-    found = re.fullmatch(r"([0-9]{1,20})(?: ++(LAST))?+", argument, re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]{1,20})(?: ++(LAST))?+", argument, re.IGNORECASE | re.ASCII)
     if found is None:
         raise _bad("Syntax: BDAT size [LAST]")
     return int(found[1]), found[2] is not None

@@ -103,7 +103,9 @@ def test_order_of_commands_with_chunks(session: Dialogue, stored: Read) -> None:
     assert [(one.body, one.recipients) for one in stored()] == [(b"kept\r\n", ["b@example.net"])]
 
 
-@pytest.mark.parametrize("argument", ["", " x", " 5 FIRST", " -1", " 5 LAST LAST", " 123456789012345678901"])
+@pytest.mark.parametrize(
+    "argument", ["", " x", " 5 FIRST", " -1", " 5 LAST LAST", " 5 la\u017ft", " 123456789012345678901"]
+)
 def test_where_a_chunk_ends_is_not_guessed(session: Dialogue, argument: str) -> None:
     begin(session)
     session.send(f"BDAT{argument}\r\nRSET\r\n".encode())

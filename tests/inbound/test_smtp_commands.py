@@ -102,6 +102,7 @@ def test_verbs_and_parameters_in_any_case(session: Dialogue) -> None:
             ("mail from:<a@acme.example> size=10 body=8bitmime SmtpUtf8", "250 2.1.0"),
             ("rCpT tO:<b@example.net>", "250 2.1.5"),
             ("rset", "250 2.0.0"),
+            ("R\u017fet", "500 5.5.1"),  # which is RSET in upper case, to Unicode
         ]
     )
 

@@ -1,11 +1,13 @@
 """The process: how it starts, what it says when it cannot, how many it serves, and how it ends."""
 
+import contextlib
 import re
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -36,6 +38,31 @@ def test_connection_limit(run: Callable[..., Running]) -> None:
         while True:
             with inbound.connect() as third:
                 if third.reply().startswith("220 "):
+                    break
+            assert time.monotonic() < deadline
+
+
+def test_who_is_silent_before_tls_takes_no_room_of_others(run: Callable[..., Running]) -> None:
+    inbound = run(inbound={"max_connections": 12, "max_connections_per_client": 5})
+    address = ("127.0.0.1", inbound.port("smtps"))
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(address, 10, ("127.0.0.77", 0))) for _ in range(12)]
+        for one in silent[5:]:
+            assert one.recv(1) == b""
+        for name in ("submission", "smtps"):
+            with inbound.connect(name) as other:
+                assert other.reply().startswith("220 ")
+        for one in silent:
+            one.close()
+        # Their room is free again.
+        deadline = time.monotonic() + 10
+        while True:
+            with ExitStack() as more, contextlib.suppress(OSError):
+                five = [
+                    more.enter_context(Dialogue(inbound.port("smtps"), smtps=True, source="127.0.0.77"))
+                    for _ in range(5)
+                ]
+                if all(one.reply().startswith("220 ") for one in five):
                     break
             assert time.monotonic() < deadline
 
