@@ -1,5 +1,7 @@
 """What refusals are about: replies as real servers give them, with the names in them changed."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -170,6 +172,18 @@ def test_kind(kind: Kind, line: str) -> None:
     """O32: what the great providers and the common servers say."""
     assert bounce.classify(_reply(line)) is kind
     assert (bounce.blame(_reply(line), USER, is_alone=True) is Blame.NONE) == (kind in NEVER)
+
+
+def test_no_text_takes_long() -> None:
+    """A server that wants to hold us up chooses its words: the service does nothing else while it reads them."""
+    starts = ("host ", "box ", "sender ", "user ", "message ", "not a valid ", "limit ", "unknown ", "size ", "ip ")
+    fills = ("!", "! ", "a ", "aa! ", "a. ", "host ")
+    # Short ones first, which end where long ones would not
+    texts = [(start + fill * length)[:length] for length in (30, 100, 1000) for start in starts for fill in fills]
+    for text in texts:
+        began = time.process_time()
+        bounce.classify(_reply(f"550 {text}"))
+        assert time.process_time() - began < 0.5, text
 
 
 def test_there_are_words_for_every_kind() -> None:
