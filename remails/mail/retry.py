@@ -80,7 +80,7 @@ def decide(reply: Reply) -> Decision:
 
 _ASKED = re.compile(
     r"(?:again|retry|wait|come back|greylisted|deferred|delayed)\W+(?:\w+\W+){0,3}?(\d{1,5})\s*(s|m|h)(?:ec|in|ours?\b|r)?",
-    re.I,
+    re.I | re.A,
 )
 _UNIT = {"s": 1, "m": 60, "h": 3600}
 

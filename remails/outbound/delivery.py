@@ -157,7 +157,10 @@ class Courier:
         for claim in await self._in_time(claims):
             groups[claim.source, claim.domain].append(claim)
         message = _Message(claims[0], self._load, self._signer)
-        await asyncio.gather(*(self._offer(group, message) for group in groups.values()))
+        offers = (self._offer(group, message) for group in groups.values())
+        ended = await asyncio.gather(*offers, return_exceptions=True)  # none is left behind by the trouble of another
+        for error in filter(None, ended):
+            raise error
 
     async def _in_time(self, claims: Sequence[Claim]) -> Sequence[Claim]:
         """Those that may still be tried; the others have failed."""

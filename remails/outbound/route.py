@@ -64,14 +64,15 @@ class Router:
         return problem or Reply(Phase.DNS, 550, "5.4.4", f"no mail server of {domain} has an address")
 
     async def _all(self, hosts: "_Hosts", versions: Sequence[int]) -> tuple[list[Target], Reply | None]:
-        """The targets at all hosts, and the first thing that went wrong."""
+        """The targets at all hosts, and what went wrong."""
         asked = (
             self._addresses(host, version, is_vouched=hosts.is_secure)
             for host in hosts.names[:MOST_HOSTS]
             for version in versions
         )
         found = await asyncio.gather(*asked)
-        problem = next((one for one in found if isinstance(one, Reply)), None)
+        # What may pass comes before what is for good: the server that nobody knows now may be the one that takes the mail.
+        problem = min((one for one in found if isinstance(one, Reply)), key=lambda one: one.code or 0, default=None)
         return [target for one in found if not isinstance(one, Reply) for target in one], problem
 
     async def _hosts(self, domain: str) -> "_Hosts | Reply":

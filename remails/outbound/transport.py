@@ -352,7 +352,7 @@ class Session:
         size = len(wire)
         if "size" in self._extensions:
             limit = self._extensions["size"].strip()
-            if limit.isdigit() and 0 < int(limit[:20]) < size:  # RFC 1870 §6.1
+            if limit.isascii() and limit.isdigit() and 0 < int(limit[:20]) < size:  # RFC 1870 §6.1
                 text = f"the message of {size} bytes is larger than the server's limit of {limit[:20]}"
                 raise Broken(Reply(Phase.MAIL, 552, "5.3.4", text))
             parameters.append(f"SIZE={size}")

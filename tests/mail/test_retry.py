@@ -152,6 +152,7 @@ def test_every_row_of_the_table_is_reached() -> None:
         (451, "4.7.1 id 300 seconds of fame", None),
         (550, "try again in 300 seconds", None),
         (250, "Greylisted for 5 minutes", None),
+        (451, "try again in 5 \u017f", None),  # a letter that is an s to those who know no ASCII
     ],
 )
 def test_what_the_remote_server_asks_for_is_read(code: int, text: str, seconds: int | None) -> None:

@@ -157,6 +157,12 @@ def test_a_private_address_is_no_destination_unless_allowed(bench: Bench) -> Non
             message_id = await bench.submit("a@example.net")
             row = (await bench.deliveries(message_id))["a@example.net"]
             assert (row.status, row.last_enhanced, mx.records) == ("failed", "5.4.4", [])
+            # What is wrong for good with one server says nothing of another one that is only unknown now.
+            bench.zone["example.org", "MX"] = ["10 mx.example.net.", "20 other.example.org."]
+            bench.zone["other.example.org", "A"] = Code.SERVFAIL
+            message_id = await bench.submit("a@example.org")
+            row = (await bench.deliveries(message_id))["a@example.org"]
+            assert (row.status, row.last_enhanced) == ("reattempt", "4.4.3")
 
     run(main())
 

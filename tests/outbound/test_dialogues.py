@@ -9,6 +9,9 @@ import pytest
 from workbench import Bench
 
 from remails.dev.smtp import Action, Reply, Script
+from remails.errors import Unavailable
+from remails.mail.sts import Policy
+from remails.outbound.sts import Policies
 
 PLAIN = frozenset({"PIPELINING"})
 
@@ -294,5 +297,48 @@ def test_what_was_not_begun_is_given_back_when_told_to_stop(bench: Bench) -> Non
             assert Counter(row.status for row in rows) == {"delivered": 1, "accepted": 3}
             assert not any(row.is_claimed for row in rows)
             assert len(await mx.wait(1)) == 1
+
+    run(main())
+
+
+def test_a_size_in_other_digits_is_no_limit(bench: Bench) -> None:
+    """As far as Python is concerned "\u00b2" is a digit, and no number."""
+
+    async def main() -> None:
+        script = Script(ehlo="250-mx.example.net\r\n250 SIZE \u00b2\r\n".encode())
+        async with bench.dns(), bench.serve(script=script), bench.work():
+            message_id = await bench.submit("a@example.net")
+            row = (await bench.deliveries(message_id))["a@example.net"]
+            assert (row.status, row.attempts) == ("delivered", 1)
+
+    run(main())
+
+
+def test_the_trouble_of_one_domain_leaves_no_other_one_behind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is under way stays in hand, so that its lease is renewed and a stop waits for it."""
+
+    async def main() -> None:
+        of = Policies.of
+
+        async def unavailable(self: Policies, domain: str) -> Policy | None:
+            if domain == "example.org":
+                raise Unavailable("the database is away")
+            return await of(self, domain)
+
+        monkeypatch.setattr(Policies, "of", unavailable)
+        asked, going_on = asyncio.Event(), asyncio.Event()
+        script = Script(data=lambda _: asked.set(), delay={"dot": going_on})
+        bench.zone["example.org", "MX"] = ["10 mx.example.net."]
+        async with bench.dns(), bench.serve(script=script) as mx:
+            message_id = await bench.submit("a@example.net", "b@example.org")
+            async with bench.work() as service:
+                async with asyncio.timeout(10):
+                    await asked.wait()
+                await asyncio.sleep(0.1)  # the other one has failed by now
+                assert len(service._room.held) == 2
+                going_on.set()
+                rows = await bench.deliveries(message_id, lambda row: row.attempts > 0 or "org" in row.recipient)
+                assert rows["a@example.net"].status == "delivered"
+            assert len(mx.records) == 1
 
     run(main())
