@@ -9,19 +9,33 @@ from remails.store.ids import ApiKeyId, SmtpCredentialId
 
 MOST = 50
 
+_MAPPED = 96  # bits before an IPv4 address in IPv6, RFC 4291 §2.5.5.2
+
 
 def read(texts: Iterable[str]) -> list[str]:
     """Networks as PostgreSQL writes them, each once; a single address is a network of one. Raises Refused (422)."""
     found: dict[str, None] = {}
     for text in texts:
         try:
-            found[str(ipaddress.ip_network(text.strip()))] = None
+            found[str(_plain(ipaddress.ip_network(text.strip())))] = None
         except ValueError as error:
             said = str(error).encode("ascii", "replace").decode()[:200]
             raise constraints.invalid(f"A network is written like 198.51.100.0/24: {said}.", "networks") from None
     if len(found) > MOST:
         raise constraints.invalid(f"At most {MOST} networks.", "networks")
     return list(found)
+
+
+def _plain(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """The network as clients' addresses are compared with it: one of IPv4 mapped into IPv6 is IPv4. Raises ValueError."""
+    if isinstance(network, ipaddress.IPv4Network):
+        return network
+    if network.network_address.scope_id is not None:
+        raise ValueError(f"{network} has a zone, which means nothing to other hosts")
+    mapped = network.network_address.ipv4_mapped
+    if mapped is None or network.prefixlen < _MAPPED:
+        return network
+    return ipaddress.ip_network((mapped, network.prefixlen - _MAPPED))
 
 
 def admit(networks: Sequence[str], client: str) -> bool:
