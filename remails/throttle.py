@@ -48,7 +48,8 @@ class Throttle:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: defaultdict[OrganizationId, list[_Lease]] = defaultdict(list)
-        self._empty_until: dict[OrganizationId, float] = {}
+        self._empty: dict[OrganizationId, tuple[float, float]] = {}
+        """Until when an empty bucket is not asked again, and when it has a token."""
 
     def draw(self, conn: Connection, wanted: Mapping[OrganizationId, tuple[Rate, int]]) -> Drawn:
         """Draw so many tokens for each, or as many as there are."""
@@ -61,8 +62,10 @@ class Throttle:
                 tokens[id_], returned = self._use(id_, number, now)
                 if tokens[id_] == number:
                     continue
-                retry_after[id_] = self._empty_until.get(id_, 0.0) - now
-                if retry_after[id_] <= 0:
+                until, refilled = self._empty.get(id_, (0.0, 0.0))
+                if now < until:
+                    retry_after[id_] = refilled - now
+                else:
                     asks.append(Ask(id_, rate, number - tokens[id_], tuple(returned)))
         granted = rates.take(conn, asks) if asks else {}
         for id_, grant in granted.items():
@@ -77,9 +80,10 @@ class Throttle:
                 if grant.kept:
                     self._held[id_].append(_Lease(grant.lease, grant.kept, drawn.started + rates.LEASE))
                 if grant.retry_after:
-                    if len(self._empty_until) >= _MOST_REMEMBERED:
-                        self._empty_until.clear()
-                    self._empty_until[id_] = drawn.started + min(grant.retry_after, _REMEMBERED)
+                    if len(self._empty) >= _MOST_REMEMBERED:
+                        self._empty.clear()
+                    refilled = drawn.started + grant.retry_after
+                    self._empty[id_] = min(refilled, drawn.started + _REMEMBERED), refilled
 
     def wait(self, conn: Connection, organization_id: OrganizationId, rate: Rate) -> float:
         """Seconds until a message may pass; 0 when one may now. Draws nothing."""
