@@ -10,13 +10,15 @@ What there is no room for is read to its end, so that the session stays in step,
 
 import asyncio
 import contextlib
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import IO, TypeVar
 
 from remails.config import Inbound
-from remails.errors import Refused
+from remails.errors import ConfigError, Refused
 from remails.logs import Log
 
 log = Log("remails.inbound")
@@ -35,9 +37,18 @@ class Intake:
     Args:
         settings: how much memory and disk there is, and where.
         limit: largest message in bytes.
+
+    Raises:
+        ConfigError: there can be no files in that directory. One that is full is another matter, and has 452 for a reply.
     """
 
     def __init__(self, settings: Inbound, limit: int) -> None:
+        if not Path(settings.receive_directory).is_dir() or not os.access(
+            settings.receive_directory, os.W_OK | os.X_OK
+        ):
+            raise ConfigError(
+                f"inbound.receive_directory: {settings.receive_directory} is no directory to write files in"
+            )
         self.limit = limit
         self.memory, self.disk = settings.receive_memory, settings.receive_disk
         """Bytes that are left."""

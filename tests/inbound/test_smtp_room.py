@@ -96,9 +96,13 @@ def test_full_disk(run: Callable[..., Running], acme: Tenant, stored: Read, tmp_
     assert len(stored()) == 1
 
 
-def test_a_directory_that_is_not_there(run: Callable[..., Running], acme: Tenant) -> None:
-    with run(inbound={"receive_directory": "/nonexistent"}, mail={"max_size": 5_000_000}).connect() as session:
-        assert send(session.log_in(acme), LINE * 30_000).startswith("452 4.3.1")
+def test_a_directory_that_is_there_no_more(run: Callable[..., Running], acme: Tenant, tmp_path: Path) -> None:
+    (tmp_path / "room").mkdir()
+    running = run(inbound={"receive_directory": str(tmp_path / "room")}, mail={"max_size": 5_000_000})
+    with running.connect() as session:
+        session.log_in(acme)
+        (tmp_path / "room").rmdir()
+        assert send(session, LINE * 30_000).startswith("452 4.3.1")
 
 
 def test_lost_connections_give_their_room_back(

@@ -212,6 +212,14 @@ def test_missing_certificate(spawn: Callable[..., Process]) -> None:
     )
 
 
+def test_no_directory_to_receive_in(spawn: Callable[..., Process]) -> None:
+    """Or every large message would be told to come back, for ever."""
+    assert_refuses(
+        spawn("smtps", receive_directory="/nowhere"),
+        r"inbound\.receive_directory: /nowhere is no directory to write files in",
+    )
+
+
 def test_key_of_another_certificate(spawn: Callable[..., Process], tmp_path: Path) -> None:
     other = make_certificate(tmp_path)
     assert_refuses(spawn("smtps", tls_key=other.key), r"inbound\.tls_key: .* is not the key of the certificate in ")
