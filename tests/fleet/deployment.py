@@ -39,7 +39,7 @@ PREFERRED = {f"{BYOIP}.11": "out1", f"{BYOIP}.12": "out2", f"{BYOIP}.13": "out3"
 REMAILS = "/opt/remails/current/bin/remails"
 API_PORT = 8000
 
-UNSIGNED = ["test", "example.com", *(f"{'.'.join(reversed(net.split('.')))}.in-addr.arpa" for net in (NETWORK, BYOIP))]
+UNSIGNED = ["test", "com", "net", *(f"{'.'.join(reversed(net.split('.')))}.in-addr.arpa" for net in (NETWORK, BYOIP))]
 
 FAKE = Path(__file__).parents[1] / "fakes/upcloud.py"
 CLOUD_PORT, ZONE, TOKEN = 8080, "nl-ams1", "ucat_of_the_fleet"
