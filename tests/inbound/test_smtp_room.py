@@ -2,30 +2,22 @@
 
 import os
 import resource
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from inbound.dialogue import Dialogue
+from inbound.process import Process
 from inbound.running import Running, Stored
 from seed import Tenant
+
+from remails.config import Settings
 
 HEADER = b"From: a@acme.example\r\nDate: Mon, 01 Jan 2024 00:00:00 +0000\r\nMessage-ID: <t1@acme.example>\r\n\r\n"
 LINE = b"." + b"x" * 75 + b"\r\n"
 Read = Callable[[], list[Stored]]
-
-
-@pytest.fixture
-def full() -> Iterator[None]:
-    """Every further byte of a file is one too many, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def send(session: Dialogue, body: bytes) -> str:
@@ -88,12 +80,20 @@ def test_no_room_on_disk(run: Callable[..., Running], acme: Tenant, stored: Read
     assert len(stored()) == 4
 
 
-def test_full_disk(run: Callable[..., Running], acme: Tenant, stored: Read, tmp_path: Path, full: None) -> None:
-    with run(inbound={"receive_directory": str(tmp_path)}, mail={"max_size": 5_000_000}).connect() as session:
+def test_full_disk(
+    spawn: Callable[..., Process], settings: Settings, acme: Tenant, stored: Read, tmp_path: Path
+) -> None:
+    """In a process of its own, for which every further byte of a file is one too many, as on a disk that is full."""
+    mail = msgspec.structs.replace(settings.mail, max_size=5_000_000)
+    process = spawn("smtps", sections={"mail": mail}, receive_directory=str(tmp_path))
+    process.ready()
+    resource.prlimit(process.child.pid, resource.RLIMIT_FSIZE, (0, 0))
+    with Dialogue(process.ports["smtps"], smtps=True) as session:
         session.log_in(acme)
         assert send(session, LINE * 30_000).startswith("452 4.3.1")
         assert send(session, LINE * 1_000).startswith("250 2.6.0")
     assert len(stored()) == 1
+    assert process.end()[0] == 0
 
 
 def test_a_directory_that_is_there_no_more(run: Callable[..., Running], acme: Tenant, tmp_path: Path) -> None:
