@@ -5,18 +5,21 @@ remembered for a moment, a refusal never: what somebody has just put right works
 working after that moment. Nothing is decided here for good; `submission.submit` looks again before it stores.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from remails.db import Coalescer, Connection, Database
-from remails.errors import Refused
+from remails.errors import Refused, Unavailable
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 REMEMBERED = 2.0  # seconds
 _MOST = 10_000
+_PATIENCE = 15.0
+"""Seconds; longer than the database's own limits, which do not help where its host hangs and says nothing."""
 
 
 class Lookup(Generic[K, V]):
@@ -36,12 +39,16 @@ class Lookup(Generic[K, V]):
 
         Raises:
             Refused: that is the answer.
-            Unavailable: the database cannot be reached.
+            Unavailable: the database cannot be reached, or does not answer.
         """
         until, value = self._known.get(key, (0.0, None))
         if value is not None and time.monotonic() < until:
             return value
-        answer = await self._ask(key)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                answer = await self._ask(key)
+        except TimeoutError:
+            raise Unavailable("database: no answer in time") from None
         if isinstance(answer, Refused):
             self._known.pop(key, None)
             raise answer

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import msgspec
 import psycopg
+import pytest
 import seed
 from inbound.dialogue import Dialogue, plain
 from inbound.process import Process
+from inbound.running import Running
 
 from remails.config import Database as DatabaseSettings
 from remails.db import Database
 from remails.dev import postgresql
+from remails.inbound import lookup
 from remails.store import migrate
 from remails.vault import Pepper, Vault
 
@@ -137,3 +140,21 @@ def test_a_table_that_is_locked(spawn: Callable[..., Process], database: Databas
         session.send(f"From: a@{acme.domain}\r\n\r\nhi\r\n.\r\n".encode())
         assert session.reply().startswith("250 2.6.0")
     assert process.end()[0] == 0
+
+
+def test_a_database_that_says_nothing(
+    inbound: Running, db: Database, acme: seed.Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own limits do not help where its host hangs; a login is put off all the same."""
+    monkeypatch.setattr(lookup, "_PATIENCE", 0.2)
+    secret = plain(acme.smtp_username, acme.smtp_password)
+    with inbound.connect("smtps") as session:
+        assert session.reply().startswith("220 ")
+        session.say("EHLO client.example")
+        with db.transaction() as conn:
+            conn.execute("LOCK TABLE smtp_credentials IN ACCESS EXCLUSIVE MODE")
+            started = time.monotonic()
+            assert session.say(f"AUTH PLAIN {secret}").startswith("454 4.7.0")
+            assert time.monotonic() - started < 2
+        monkeypatch.undo()
+        assert session.say(f"AUTH PLAIN {secret}").startswith("235 2.7.0")
