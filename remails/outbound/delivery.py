@@ -12,7 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import msgspec
@@ -164,10 +164,9 @@ class Courier:
 
     async def _in_time(self, claims: Sequence[Claim]) -> Sequence[Claim]:
         """Those that may still be tried; the others have failed."""
-        now = datetime.now(UTC)
-        late = [claim for claim in claims if claim.expires_at <= now]
+        late = [claim for claim in claims if claim.expires_at <= claim.now()]
         await asyncio.gather(*map(self._expire, late))
-        return [claim for claim in claims if claim.expires_at > now] if late else claims
+        return [claim for claim in claims if claim not in late] if late else claims
 
     async def _offer(self, claims: Sequence[Claim], message: _Message) -> None:
         """One destination: all recipients of a domain, from one address."""
@@ -287,7 +286,7 @@ class Courier:
         await asyncio.gather(*(self._conclude(claim, Try(answer)) for claim in claims))
 
     async def _conclude(self, claim: Claim, tried: Try) -> None:
-        now = datetime.now(UTC)
+        now = claim.now()
         decision = retry.decide(tried.answer)
         status, kind = _KIND[decision.outcome]
         again: datetime | None = None

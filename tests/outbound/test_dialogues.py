@@ -1,9 +1,10 @@
 """Dialogues with servers that are odd: what they say counts once, for whom it was said, and connections are used again."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 
 import pytest
 from workbench import Bench
@@ -11,6 +12,7 @@ from workbench import Bench
 from remails.dev.smtp import Action, Reply, Script
 from remails.errors import Unavailable
 from remails.mail.sts import Policy
+from remails.outbound import delivery
 from remails.outbound.sts import Policies
 
 PLAIN = frozenset({"PIPELINING"})
@@ -340,5 +342,31 @@ def test_the_trouble_of_one_domain_leaves_no_other_one_behind(bench: Bench, monk
                 rows = await bench.deliveries(message_id, lambda row: row.attempts > 0 or "org" in row.recipient)
                 assert rows["a@example.net"].status == "delivered"
             assert len(mx.records) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_mail_comes_due_by_the_databases_clock(bench: Bench, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    """Case X09: a host whose clock goes wrong neither tries all the time nor gives up what has time."""
+
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Wrong":  # type: ignore[override]
+            return cls.fromtimestamp(time.time() + 3600 * hours, tz)
+
+    async def main() -> None:
+        script = Script(rcpt="451 4.3.0 later")
+        async with bench.dns(), bench.serve(script=script):
+            message_id = await bench.submit("a@example.net", expires_in=3600)
+            monkeypatch.setattr(delivery, "datetime", Wrong)
+            async with bench.work():
+                row = (await bench.deliveries(message_id, lambda row: row.attempts > 0 or row.status == "failed"))[
+                    "a@example.net"
+                ]
+            (entry,) = await bench.timeline(message_id)
+            assert (row.status, row.attempts) == ("reattempt", 1)
+            assert row.next_attempt_at is not None
+            assert timedelta(seconds=50) < row.next_attempt_at - entry.at < timedelta(seconds=70)
 
     run(main())
