@@ -88,6 +88,12 @@ class _Mail:
     idempotency: Kept | None = None
     """What is to be kept under its key, if it has one."""
 
+    @property
+    def at(self) -> datetime:
+        """When it came in, by the database's clock: hosts may be wrong, and its time is reckoned from this (case X09)."""
+        assert self.project is not None
+        return self.project.asked_at
+
 
 _Outcome = _Mail | Accepted | Refused
 
@@ -123,7 +129,7 @@ def submit(
     Raises:
         Unavailable: the database cannot be reached; nothing is known to be stored.
     """
-    now = datetime.now(UTC)
+    now = datetime.now(UTC)  # for header fields only: when it came and how long it has is told by the database's clock
     throttle = throttle or Throttle()
     started = time.monotonic()
     outcomes: list[_Outcome] = [_prepare(given, settings, now) for given in submissions]
@@ -134,7 +140,7 @@ def submit(
         outcomes, drawn = _check_rates(conn, outcomes, throttle)
         outcomes = _check_quotas(conn, outcomes)
         outcomes = _take_keys(conn, outcomes)
-        stored = _store(conn, settings, now, [mail for mail in outcomes if isinstance(mail, _Mail)])
+        stored = _store(conn, settings, [mail for mail in outcomes if isinstance(mail, _Mail)])
     throttle.keep(drawn)
     metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
     for mail in _mails(outcomes):
@@ -142,7 +148,7 @@ def submit(
     for note in _notes(stored):
         publisher.publish(note)  # only after the commit
     return [
-        Accepted(outcome.given.id, now, outcome.prepared.message_id, _expires_at(outcome, settings, now))
+        Accepted(outcome.given.id, outcome.at, outcome.prepared.message_id, _expires_at(outcome, settings))
         if isinstance(outcome, _Mail)
         else outcome
         for outcome in outcomes
@@ -222,7 +228,13 @@ def _allowed(project: senders.Project | None) -> senders.Project:
 def _check_projects(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
     wanted = {_key(mail.given.sender) for mail in _mails(outcomes)}
     known = senders.projects(conn, wanted) if wanted else {}
-    return _each(outcomes, lambda mail: replace(mail, project=_allowed(known.get(_key(mail.given.sender)))), "sender")
+
+    def check(mail: _Mail) -> _Mail:
+        project = _allowed(known.get(_key(mail.given.sender)))
+        kept = mail.idempotency and replace(mail.idempotency, created_at=project.asked_at)
+        return replace(mail, project=project, idempotency=kept)
+
+    return _each(outcomes, check, "sender")
 
 
 def _find_repeated(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
@@ -357,11 +369,11 @@ def _check_quotas(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
 def _within_quota(project: senders.Project, used: int) -> None:
     if project.message_quota is not None and used >= project.message_quota:
         text = f"The monthly quota of {project.message_quota} messages is used up until {project.quota_reset:%Y-%m-%d}"
-        until = max(math.ceil((project.quota_reset - datetime.now(UTC)).total_seconds()), 1)
+        until = max(math.ceil((project.quota_reset - project.asked_at).total_seconds()), 1)
         raise Refused(452, "4.7.1", text, status=429, retry_after=until)
 
 
-def _store(conn: Connection, settings: Mail, now: datetime, mails: Sequence[_Mail]) -> list[messages.NewMessage]:
+def _store(conn: Connection, settings: Mail, mails: Sequence[_Mail]) -> list[messages.NewMessage]:
     if not mails:
         return []
     pools = sources.in_pools(conn, list({mail.pool_id for mail in mails if mail.pool_id is not None}))
@@ -369,7 +381,7 @@ def _store(conn: Connection, settings: Mail, now: datetime, mails: Sequence[_Mai
         conn,
         [(mail.given.sender.organization_id, recipient.key) for mail in mails for recipient in mail.given.recipients],
     )
-    stored = [_new_message(mail, settings, now, pools, suppressed) for mail in mails]
+    stored = [_new_message(mail, settings, pools, suppressed) for mail in mails]
     messages.insert_many(conn, stored)
     held = {new.id: one.cause for new in stored for one in new.deliveries if one.status == "held"}
     if held:
@@ -385,17 +397,16 @@ def _used(stored: Iterable[messages.NewMessage]) -> list[usage.Used]:
     return [usage.Used(*key, len(numbers), sum(numbers)) for key, numbers in recipients.items()]
 
 
-def _expires_at(mail: _Mail, settings: Mail, now: datetime) -> datetime:
+def _expires_at(mail: _Mail, settings: Mail) -> datetime:
     """The shortest of what the message, its project and the relay allow."""
     assert mail.project is not None
     limits = (mail.given.expires_in, mail.project.expires_in, settings.expire_after)
-    return now + timedelta(seconds=min(limit for limit in limits if limit))
+    return mail.at + timedelta(seconds=min(limit for limit in limits if limit))
 
 
 def _new_message(
     mail: _Mail,
     settings: Mail,
-    now: datetime,
     pools: dict[PoolId, list[sources.Candidate]],
     suppressed: dict[tuple[OrganizationId, str], str],
 ) -> messages.NewMessage:
@@ -434,8 +445,8 @@ def _new_message(
         smtp_credential_id=sender.smtp_credential_id,
         api_key_id=sender.api_key_id,
         pool_id=mail.pool_id,
-        created_at=now,
-        expires_at=_expires_at(mail, settings, now),
+        created_at=mail.at,
+        expires_at=_expires_at(mail, settings),
         mail_from=str(given.mail_from),
         header_from=prepared.header_from,
         subject=prepared.subject,

@@ -1,9 +1,10 @@
 """The one door for mail: what passes is stored and said, what does not leaves nothing behind."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 
 import pytest
 import seed
@@ -17,7 +18,7 @@ from remails.db import Connection, Database
 from remails.errors import Refused
 from remails.mail import address
 from remails.store import addresses, domains, messages, organizations, plans, projects, suppressions, usage
-from remails.store.ids import OrganizationId, ProjectId, new
+from remails.store.ids import MessageId, OrganizationId, ProjectId, new
 from remails.store.rates import Rate
 from remails.submission import Accepted, Submission
 from remails.throttle import Throttle
@@ -373,3 +374,30 @@ def test_the_same_mail_at_the_same_time_is_stored_once(db: Database, tenant: Ten
 def test_a_key_that_cannot_be_kept(db: Database, tenant: Tenant) -> None:
     (outcome,) = submit(db, keyed(tenant, "k" * 256))
     assert isinstance(outcome, Refused) and outcome.field == "Idempotency-Key"
+
+
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_mail_has_its_time_by_the_databases_clock(
+    db: Database, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """Case X09: a code that is good for ten minutes is so at a door whose clock is wrong, too."""
+
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Wrong":
+            return cls.fromtimestamp(time.time() + 3600 * hours, tz)
+
+    monkeypatch.setattr(submission, "datetime", Wrong)
+    given = replace(tenant.submission(), expires_in=600, idempotency_key="once")
+    outcome, twin = submit(db, given, replace(given, id=MessageId(new())))
+    (again,) = submit(db, replace(given, id=MessageId(new())))
+    assert isinstance(outcome, Accepted)
+    assert isinstance(twin, Accepted)
+    assert isinstance(again, Accepted)
+    row = db.run(lambda conn: conn.execute("SELECT now(), created_at, expires_at FROM messages").fetchone())
+    assert row is not None
+    now, created_at, expires_at = row
+    assert timedelta() <= now - created_at < timedelta(minutes=1)
+    assert expires_at - created_at == timedelta(minutes=10)
+    assert outcome.expires_at == expires_at
+    assert outcome.created_at == twin.created_at == again.created_at == created_at

@@ -179,7 +179,8 @@ class Courier:
             return
         beside = self._holdings.beside(holding, sources.key(first.project_id, first.domain))
         holdings = {one.version: one for one in (holding, beside) if one is not None}
-        targets = await self._router.resolve(first.domain, tuple(holdings))
+        ours = {name for one in holdings.values() for name in (one.ehlo_name, one.ip)}
+        targets = await self._router.resolve(first.domain, tuple(holdings), ours)
         if isinstance(targets, Reply):
             await self._conclude_all(claims, targets)
             return

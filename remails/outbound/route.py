@@ -1,9 +1,10 @@
 """Where mail for a domain goes: its MX hosts in order, each with its addresses (RFC 5321 §5.1)."""
 
 import asyncio
+import ipaddress
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import dns.asyncresolver
 
@@ -29,32 +30,54 @@ class _Hosts:
     """MX hosts in order, and whether they came by DNSSEC."""
 
     names: Sequence[str]
+    preferences: Mapping[str, int]
     is_secure: bool
+
+    def before(self, ours: Iterable[str]) -> "_Hosts":
+        """Those that are preferred to each of these."""
+        limit = min((self.preferences[name] for name in ours), default=None)
+        if limit is None:
+            return self
+        return replace(self, names=[name for name in self.names if self.preferences[name] < limit])
 
 
 class Router:
     """Looks up routes.
 
     Args:
+        hostname: the relay's own.
         allow_private: whether loopback, private and link-local addresses are destinations. An MX record is written by
             strangers: without this guard it could make us talk to our own internal services.
     """
 
-    def __init__(self, dns_resolver: dns.asyncresolver.Resolver, *, allow_private: bool) -> None:
+    def __init__(self, dns_resolver: dns.asyncresolver.Resolver, hostname: str, *, allow_private: bool) -> None:
         self._resolver, self._allow_private = dns_resolver, allow_private
+        self._hostname = hostname
         self._random = random.Random()  # noqa: S311  # spreads load, guards nothing
 
-    async def resolve(self, domain: str, versions: Sequence[int]) -> list[Target] | Reply:
+    async def resolve(self, domain: str, versions: Sequence[int], ours: Collection[str] = ()) -> list[Target] | Reply:
         """The targets for `domain`, in the order to try, or why there is none.
 
         Args:
             versions: of IP, that we can send by; for each host the first of them goes first.
+            ours: names and addresses that we send from. Where they are an MX, neither it nor what is no better is tried (RFC 5321 §5.1).
         """
+        names = {name.rstrip(".").lower() for name in (self._hostname, *ours)}
+        loop = Reply(Phase.DNS, 550, "5.4.6", f"the best mail server of {domain} is this relay itself: a loop")
         hosts = await self._hosts(domain)
         if isinstance(hosts, Reply):
             return hosts
+        hosts = hosts.before(name for name in hosts.names if name in names)
+        if not hosts.names:
+            return loop
         targets, problem = await self._all(hosts, versions)
-        if targets:
+        # On loopback, the same address at another port is another server.
+        left = hosts.before(
+            one.host for one in targets if one.ip in names and not ipaddress.ip_address(one.ip).is_loopback
+        )
+        if not left.names:
+            return loop
+        if targets := [target for target in targets if target.host in left.names]:
             return targets
         if problem is None and (others := {4, 6} - set(versions)):
             unreachable, problem = await self._all(hosts, tuple(others))
@@ -83,13 +106,14 @@ class Router:
         if lookup.ended is Ended.NO_DOMAIN:
             return Reply(Phase.DNS, 550, "5.1.2", f"the domain {domain} does not exist")
         if lookup.ended is Ended.NO_DATA:
-            return _Hosts([domain], lookup.is_secure)  # RFC 5321 §5.1: the implicit MX
+            return _Hosts([domain], {domain: 0}, lookup.is_secure)  # RFC 5321 §5.1: the implicit MX
         records = [(record.preference, record.exchange.to_text().rstrip(".").lower()) for record in lookup.records]  # type: ignore[attr-defined]  # MX
+        best = {host: preference for preference, host in sorted(records, reverse=True)}
         hosts = self._ordered((preference, host) for preference, host in records if host)
         if not hosts:
             # RFC 7505 §3: the domain says that it takes no mail
             return Reply(Phase.DNS, 556, "5.1.10", f"the domain {domain} does not accept mail (null MX)")
-        return _Hosts(hosts, lookup.is_secure)
+        return _Hosts(hosts, best, lookup.is_secure)
 
     def _ordered(self, records: Iterable[tuple[int, str]]) -> list[str]:
         """By preference, those of equal preference in random order (RFC 5321 §5.1)."""

@@ -85,7 +85,7 @@ class Outbound:
         self._courier = Courier(
             settings.outbound,
             self._holdings,
-            Router(dns, allow_private=settings.outbound.allow_private_destinations),
+            Router(dns, settings.mail.hostname, allow_private=settings.outbound.allow_private_destinations),
             Rules(dns, self._policies, settings.outbound.port),
             Signing(db, vault),
             self._destinations,

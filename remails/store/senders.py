@@ -29,6 +29,8 @@ class Project:
     """Seconds for which the project's mail is tried, 0 for as long as any."""
     pool_id: PoolId | None
     """The project's pool, else its organization's, else the default; None where there is no pool at all."""
+    asked_at: datetime
+    """The time of the transaction, by the database's clock."""
 
     @property
     def rate(self) -> Rate | None:
@@ -60,7 +62,8 @@ def projects(
             SELECT p.id AS project_id, p.organization_id, o.block_status::text AS block_status, o.message_quota,
                 o.quota_reset - interval '1 month' AS quota_since, o.quota_reset, o.plan, r.burst AS rate_burst,
                 r.per_hour AS rate_per_hour, p.expires_in,
-                coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)) AS pool_id
+                coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)) AS pool_id,
+                now() AS asked_at
             FROM unnest(%s::uuid[], %s::uuid[]) AS wanted (project_id, organization_id)
             JOIN projects p ON p.id = wanted.project_id AND p.organization_id = wanted.organization_id
             JOIN organizations o ON o.id = p.organization_id
