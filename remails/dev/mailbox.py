@@ -154,7 +154,7 @@ class Mailbox:
         """The bytes of a mail as received. Raises FileNotFoundError."""
         return self._archive.raw(mail_id)
 
-    def wait(self, until: int | Callable[[Record], bool], timeout: float = 10) -> Coroutine[Any, Any, list[Record]]:
+    def wait(self, until: int | Callable[[Record], bool], timeout: float = 40) -> Coroutine[Any, Any, list[Record]]:
         """Wait for so many records, and return all; or for one that fits, and return those that do.
 
         Raises TimeoutError after `timeout` seconds.
