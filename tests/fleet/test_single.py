@@ -1,0 +1,72 @@
+"""`inventory/single` as it is, but for addresses and secrets: one bare host of Debian 13 becomes a whole relay."""
+
+import json
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from click.testing import CliRunner
+from controller import Controller, Run
+from deployment import Deployment
+from hosts import CONTROL, Fleet
+from load import Load
+from world import World
+
+from remails import cli
+
+pytestmark = [pytest.mark.fleet, pytest.mark.timeout(1800)]
+NAME = "solo"
+
+
+class Single(Deployment):
+    """An installation on one host, which sends from its own address."""
+
+    def __init__(self, fleet: Fleet, world: World) -> None:
+        self.fleet, self.world = fleet, world
+        self.controller = Controller(fleet, {}, {}, NAME)
+        self.secrets = self.controller.directory / "vault.yml"
+        CliRunner().invoke(cli.main, ["keys", "vault", str(self.secrets)], catch_exceptions=False)
+
+    def site(self) -> Run:
+        """Everything, by `playbooks/site.yml`."""
+        ip = self.fleet.hosts[NAME].ip
+        said = {
+            "ansible_host": ip,
+            "firewall_control": [CONTROL],
+            "ipagent_addresses": [{"ip": ip, "pool": "shared", "ptr_name": "relay.example.com"}],
+        }
+        extra = ("--extra-vars", f"@{self.secrets}", "--extra-vars", json.dumps(said))
+        return self.controller.playbook("playbooks/site.yml", "--inventory", "inventory/single", *extra)
+
+    def remails(self, *words: str, host: str = NAME) -> str:
+        """Run an operator's command. Raises RuntimeError."""
+        return super().remails(*words, host=host)
+
+
+@pytest.fixture
+def single(fleet: Fleet, world: World) -> Iterator[Single]:
+    """A host of its own, which is gone afterwards."""
+    host = fleet.add(NAME, "trixie")
+    try:
+        host.wait()
+        world.publish_address(host.ip, "relay.example.com")
+        yield Single(fleet, world)
+    finally:
+        host.kill()
+        del fleet.hosts[NAME]
+        shutil.rmtree(host.directory)
+
+
+def test_one_host_is_a_whole_relay(single: Single) -> None:
+    single.site().ok()
+    single.ready()
+    assert single.site().ok().changed == {"relay": 0}
+    customer = single.customer("Solo")
+    host = single.fleet.hosts[NAME]
+    with Load(single.fleet, "single", customer.smtp, [host.ip], rate=0, count=20) as stream:
+        pass
+    assert stream.given_up == set()
+    single.wait_for(stream.subjects("accepted"), stream.name, 60)
+    assert {record.peer_ip for record in single.world.mails(stream.name)} == {host.ip}
+    host.reboot()
+    single.remails("ready", "--wait", "90")
