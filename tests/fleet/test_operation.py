@@ -39,7 +39,7 @@ def checkout(deployment: Deployment, tmp_path: Path) -> Iterator[Path]:
     """A checkout of another version, from which the controller works."""
     project = tmp_path / "checkout"
     shutil.copytree(
-        PROJECT, project, ignore=shutil.ignore_patterns(".git", ".venv", ".dev", ".*_cache", "*.tar", "__pycache__")
+        PROJECT, project, symlinks=True, ignore=shutil.ignore_patterns(".*", "node_modules", "*.tar", "__pycache__")
     )
     deployment.controller.project = project
     yield project
@@ -130,6 +130,7 @@ def test_a_host_is_emptied_and_brought_back(deployment: Deployment, customers: d
 
 
 def test_the_picture_of_the_fleet(deployment: Deployment) -> None:
+    deployment.ready()
     run = deployment.controller.playbook("playbooks/status.yml").ok()
     assert run.changed == dict.fromkeys(run.changed, 0)
     lines = [line.split() for line in run.output.splitlines()]

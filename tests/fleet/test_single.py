@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner
 from controller import Controller, Run
-from deployment import Deployment
-from hosts import CONTROL, Fleet
+from deployment import UNSIGNED, Deployment
+from hosts import CONTROL, RESOLVER, Fleet
 from load import Load
 from world import World
 
@@ -33,6 +33,8 @@ class Single(Deployment):
         said = {
             "ansible_host": ip,
             "firewall_control": [CONTROL],
+            "resolver_forward": [RESOLVER],
+            "resolver_unsigned": UNSIGNED,
             "ipagent_addresses": [{"ip": ip, "pool": "shared", "ptr_name": "relay.example.com"}],
         }
         extra = ("--extra-vars", f"@{self.secrets}", "--extra-vars", json.dumps(said))
