@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -141,6 +142,41 @@ def test_a_read_only_server_is_an_outage(db: Database) -> None:
 
     with pytest.raises(Unavailable):
         db.run(write)
+
+
+def test_connections_to_a_demoted_server_are_dropped(db: Database) -> None:
+    """X05: one refusal to write, and all of the pool is made anew; nobody has to restart anything."""
+
+    def write(conn: Connection) -> None:
+        conn.execute("DELETE FROM pools")
+
+    with contextlib.ExitStack() as stack:
+        for conn in [stack.enter_context(db.transaction()) for _ in range(3)]:
+            conn.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+    with pytest.raises(Unavailable, match="read-only"):
+        for _ in range(20):  # the pool may have others
+            db.run(write)
+    until = time.monotonic() + 20
+    in_a_row = 0
+    while in_a_row < 10:
+        try:
+            db.run(write)
+        except Unavailable:
+            assert time.monotonic() < until
+            in_a_row = 0
+        else:
+            in_a_row += 1
+
+
+def test_a_full_disk_is_an_outage(db: Database) -> None:
+    """X08: SQLSTATE 53100, as PostgreSQL says it; what comes after is not disturbed."""
+
+    def write(conn: Connection) -> None:
+        conn.execute("DO $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$")
+
+    with pytest.raises(Unavailable, match="could not extend file"):
+        db.run(write)
+    assert db.run(_one) == 1
 
 
 def _one(conn: Connection) -> int:

@@ -124,15 +124,23 @@ def until(reached: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_a_table_that_is_locked(spawn: Callable[..., Process], database: DatabaseSettings, acme: seed.Tenant) -> None:
-    """It holds up nobody for long: 451, and others go on."""
+    """X15: it holds up nobody for long, 451, and others go on meanwhile."""
     process = spawn("smtps", sections={"database": msgspec.structs.replace(database, wait_timeout=0.3)})
     process.ready()
-    with Dialogue(process.ports["smtps"], smtps=True) as session, psycopg.connect(database.dsn) as conn:
+    with (
+        Dialogue(process.ports["smtps"], smtps=True) as session,
+        Dialogue(process.ports["smtps"], smtps=True) as other,
+        psycopg.connect(database.dsn) as conn,
+    ):
+        other.log_in(acme)
         session.log_in(acme)
         conn.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
         started = time.monotonic()
         session.envelope(f"a@{acme.domain}")
         session.send(f"From: a@{acme.domain}\r\n\r\nhi\r\n.\r\n".encode())
+        asked = time.monotonic()
+        other.play([("NOOP", "250")])
+        assert time.monotonic() - asked < 1
         assert session.reply().startswith("451 4.3.0")
         assert time.monotonic() - started < QUICK
         conn.rollback()

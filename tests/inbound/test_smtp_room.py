@@ -83,7 +83,7 @@ def test_no_room_on_disk(run: Callable[..., Running], acme: Tenant, stored: Read
 def test_full_disk(
     spawn: Callable[..., Process], settings: Settings, acme: Tenant, stored: Read, tmp_path: Path
 ) -> None:
-    """In a process of its own, for which every further byte of a file is one too many, as on a disk that is full."""
+    """X08, in a process of its own, for which every further byte of a file is one too many, as on a disk that is full."""
     mail = msgspec.structs.replace(settings.mail, max_size=5_000_000)
     process = spawn("smtps", sections={"mail": mail}, receive_directory=str(tmp_path))
     process.ready()

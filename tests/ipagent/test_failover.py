@@ -322,6 +322,7 @@ def test_when_no_server_can_have_it_each_asks_once_in_ten_minutes(rig: Rig) -> N
 
 
 def test_after_429_nothing_is_asked_until_the_time_it_names(rig: Rig) -> None:
+    """X14."""
     rig.add_host("out1")
     rig.add_addresses(IP)
     rig.cloud.fail("status", status=429, retry_after="40", times=1)
@@ -350,6 +351,7 @@ def test_a_storm_of_429_stays_within_the_budget(rig: Rig) -> None:
     ],
 )
 def test_what_was_done_although_the_answer_got_lost_is_seen_and_not_done_again(rig: Rig, fault: dict[str, Any]) -> None:
+    """X14: look first."""
     rig.add_host("out1")
     rig.add_addresses(IP)
     rig.cloud.fail(**fault, method="PATCH", times=1)
