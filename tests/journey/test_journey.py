@@ -160,7 +160,7 @@ def test_a_killed_postgresql_loses_nothing_that_was_accepted(installation: Insta
     assert (status, healthy, headers["Retry-After"]) == (503, 503, "5")
     assert problem["status"] == 503
     for _, text, number in accepted:
-        assert installation.final(text.split()[-1], timeout=60)["status"] == "delivered"
+        assert installation.final(text.split()[-1], timeout=90)["status"] == "delivered"
         installation.arrived(f"kill {number}")
 
 
