@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
 """How many mails a second one outbound process delivers to a bare server: claim, sign (RSA-2048), send, record.
 
-    python bench/delivery.py --dsn "host=/run/postgresql" [--mails 2000] [--delay 0.02] [--size 4000]
+    PYTHONPATH=tests python bench/delivery.py --dsn "host=/run/postgresql" [--mails 2000] [--delay 0.02] [--size 4000]
 
 `--delay` is the server's answer time for each write and stands for a round trip. The database is made, migrated and dropped.
 """
 
 import argparse
 import asyncio
-import sys
 import tempfile
 import time
 import uuid
@@ -17,21 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+import seed
+import sink as sinks
 import uvloop
+from workbench import Bench
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parent)]
-
-import seed  # noqa: E402  # from tests/
-import sink as sinks  # noqa: E402
-from workbench import Bench  # noqa: E402
-
-from remails import submission  # noqa: E402
-from remails.bus.client import Publisher  # noqa: E402
-from remails.config import Bus, Mail  # noqa: E402
-from remails.config import Database as DatabaseSettings  # noqa: E402
-from remails.db import Database  # noqa: E402
-from remails.store import migrate  # noqa: E402
-from remails.vault import Pepper, Vault, new_encryption_key, new_secret  # noqa: E402
+from remails import submission
+from remails.bus.client import Publisher
+from remails.config import Bus, Mail
+from remails.config import Database as DatabaseSettings
+from remails.db import Database
+from remails.store import migrate
+from remails.vault import Pepper, Vault, new_encryption_key, new_secret
 
 
 def fill(bench: Bench, mails: int, size: int) -> None:

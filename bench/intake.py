@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How many mails a second inbound takes on one port, with one process and with several.
 
-    python bench/intake.py [--dsn "host=/run/postgresql"] [--processes 1 2] [--seconds 8] [--sessions 16] [--once]
+    PYTHONPATH=tests python bench/intake.py [--dsn "host=/run/postgresql"] [--processes 1 2] [--seconds 8] [--sessions 16] [--once]
 
 Each client keeps a TLS session and sends 4 kB mails one after the other; with `--once` it logs in anew for each, handshake included. The
 numbers of processes take turns, three times, and what counts is how their medians compare: the clients, the processes and PostgreSQL
@@ -12,27 +12,23 @@ import argparse
 import contextlib
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 import uuid
 from pathlib import Path
 
 import psycopg
+import seed
+from inbound.dialogue import Dialogue
+from inbound.process import Process
+from inbound.running import make_certificate
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
-
-import seed  # noqa: E402  # from tests/
-from inbound.dialogue import Dialogue  # noqa: E402
-from inbound.process import Process  # noqa: E402
-from inbound.running import make_certificate  # noqa: E402
-
-from remails.config import Database as DatabaseSettings  # noqa: E402
-from remails.config import Inbound, Logs, Mail, Settings  # noqa: E402
-from remails.db import Database  # noqa: E402
-from remails.dev import postgresql  # noqa: E402
-from remails.store import migrate  # noqa: E402
-from remails.vault import Pepper, Vault, new_encryption_key, new_secret  # noqa: E402
+from remails.config import Database as DatabaseSettings
+from remails.config import Inbound, Logs, Mail, Settings
+from remails.db import Database
+from remails.dev import postgresql
+from remails.store import migrate
+from remails.vault import Pepper, Vault, new_encryption_key, new_secret
 
 MAIL = b"From: a@acme.example\r\nSubject: x\r\n\r\n" + (b"y" * 70 + b"\r\n") * 56 + b".\r\n"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A coverage-guided fuzz target over the readers of DATA and BDAT (atheris, https://pypi.org/project/atheris/).
+"""A coverage-guided fuzz target over the readers of DATA and BDAT (atheris).
 
     .venv/bin/pip install -e '.[fuzz]' && .venv/bin/python tests/inbound/fuzz_data.py -max_total_time=600
 
