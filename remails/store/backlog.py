@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from psycopg.rows import class_row, scalar_row
 
 from remails.db import Connection
+from remails.store import queue
 from remails.store.ids import DeliveryId, MessageId, OrganizationId
 
 State = Literal["in_hand", "due", "retry", "put_off", "no_address", "address_not_ready", "held"]
@@ -189,6 +190,7 @@ def retry(conn: Connection, delivery_ids: Sequence[DeliveryId]) -> int:
 
 def cancel(conn: Connection, delivery_ids: Sequence[DeliveryId], why: str) -> int:
     """Give these up, held or not, as far as no host has them in hand; how many it was. `why` is a sentence."""
+    queue.interrupted(conn, delivery_ids)
     return _noted(
         conn,
         """

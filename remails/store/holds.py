@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from psycopg.rows import class_row, scalar_row
 
 from remails.db import Connection
+from remails.store import queue
 from remails.store.ids import DeliveryId, DomainId
 
 BLOCKED = "The organization may not send at present."
@@ -38,6 +39,9 @@ class Settled:
 def settle(conn: Connection, *, domain_id: DomainId | None = None) -> Settled:
     """Hold what may not go out now, let go what may again, end what was held for too long. Of all domains, or one."""
     given = {"domain_id": domain_id, "blocked": BLOCKED}
+    begun = conn.execute("SELECT id FROM deliveries WHERE status = 'held' AND begun_at IS NOT NULL").fetchall()
+    if begun:  # a lost worker had begun them before they were held
+        queue.interrupted(conn, [delivery_id for (delivery_id,) in begun])
     with conn.cursor(row_factory=class_row(Settled)) as cursor:
         # OFFSET 0: from what is blocked or held to its messages, one by one, and never through all messages.
         row = cursor.execute(
@@ -94,6 +98,7 @@ def settle(conn: Connection, *, domain_id: DomainId | None = None) -> Settled:
 
 def hold(conn: Connection, delivery_ids: Sequence[DeliveryId], why: str) -> int:
     """Keep these back until `release`, as an operator's wish; how many it was, without those that a host has in hand."""
+    queue.interrupted(conn, delivery_ids)
     return _changed(
         conn,
         f"""

@@ -278,6 +278,25 @@ def begin(conn: Connection, begun: Sequence[Begun]) -> set[DeliveryId]:
         return set(rows.fetchall())
 
 
+def interrupted(conn: Connection, delivery_ids: Sequence[DeliveryId]) -> None:
+    """Note of these, as far as no host has them in hand, that a lost worker may have sent them: before they are ended or held."""
+    conn.execute(
+        """
+        WITH begun AS (
+            SELECT id, message_id, source, mx_host, mx_ip FROM deliveries
+            WHERE id = ANY(%s) AND begun_at IS NOT NULL
+                AND NOT (claimed_by IS NOT NULL AND next_attempt_at > clock_timestamp())
+            ORDER BY id FOR UPDATE),
+        attempted AS (
+            UPDATE deliveries d SET begun_at = NULL, attempts = d.attempts + 1 FROM begun WHERE d.id = begun.id)
+        INSERT INTO timeline (message_id, delivery_id, kind, text, source, mx_host, mx_ip, cause)
+        SELECT message_id, id, 'ambiguous', 'the relay was interrupted', source, mx_host, mx_ip,
+            'The relay was interrupted while it sent the message: it may have arrived.' FROM begun
+        """,
+        [list(delivery_ids)],
+    )
+
+
 def record_many(conn: Connection, results: Sequence[Result], host: str | None = None) -> set[DeliveryId]:
     """Record results and their timeline, made on `host`; returns the deliveries that were still ours to decide.
 

@@ -169,6 +169,27 @@ def test_retry_cancel_hold_and_release(terminal: Terminal, db: Database, tenant:
     assert logged[-1].details == {"destination": "slow.example", "recipients": 1}
 
 
+@pytest.mark.parametrize("action", ["cancel", "hold", "expire"])
+def test_what_a_lost_worker_may_have_sent_is_told_before_it_is_ended(
+    terminal: Terminal, db: Database, tenant: Tenant, action: str
+) -> None:
+    message_id = _send(db, tenant, "a@example.net")
+    (claim,) = db.run(queue.claim_due, tenant.host_id, tenant.sources, lease=0, limit=9)
+    db.run(queue.begin, [queue.Begun(claim.id, claim.claim_epoch, "mx.example.net", "127.0.0.21")])
+    if action == "expire":
+        _change(db, "a@example.net", "status = 'held', held_for = 'domain', cause = 'The DNS is wrong.'")
+        db.run(lambda conn: conn.execute("UPDATE messages SET expires_at = now() - interval '1 s'"))
+        assert db.run(holds.settle).expired == 1
+    else:
+        assert terminal.do("queue", action, "--all", "--because", "Enough.") == "1 recipients."
+    kinds = [(one.kind, one.mx_host) for one in _timeline(db, tenant, message_id)]
+    assert kinds == [
+        ("ambiguous", "mx.example.net"),
+        ({"cancel": "failed", "hold": "held", "expire": "expired"}[action], None),
+    ]
+    assert [row.attempts for row in db.run(messages.deliveries, tenant.organization_id, [message_id])] == [1]
+
+
 def _timeline(db: Database, tenant: Tenant, message_id: MessageId) -> list[messages.TimelineEntry]:
     return db.run(messages.timeline, tenant.organization_id, message_id)
 
