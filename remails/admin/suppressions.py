@@ -9,6 +9,7 @@ from remails.admin import named, output
 from remails.admin.operator import Act, connected
 from remails.errors import Refused
 from remails.mail import address, addresslist
+from remails.mail.addresslist import Entry
 from remails.store import suppressions
 
 
@@ -49,7 +50,7 @@ def suppression_add(act: Act, organization: str, address_: str, reason: str, unt
     """Suppress an address."""
     owner = named.organization(act.conn, organization)
     key, end = _key(address_), until.replace(tzinfo=UTC) if until else None
-    suppressions.add_many(act.conn, owner.id, [suppressions.NewSuppression(key, reason[:500], until=end)])
+    suppressions.add_many(act.conn, owner.id, [Entry(key, reason[:500], until=end)])
     act.log(owner.id, "created", "suppression", key, {"reason": reason})
 
 
@@ -81,7 +82,7 @@ def suppression_import(act: Act, organization: str, file: TextIO) -> None:
         raise Refused(552, "5.3.4", f"{error}.", status=413) from None
     except UnicodeDecodeError:
         raise Refused(554, "5.6.0", "The file is not UTF-8.", status=400) from None
-    imported = suppressions.import_(act.conn, owner.id, found.entries)
+    imported = suppressions.add_many(act.conn, owner.id, found.entries)
     act.log(owner.id, "imported", "suppressions", imported, {"imported": imported, "failed": found.failed})
     for fault in found.faults:
         click.echo(f"line {fault.line}: {output.cell(fault.text)}: {fault.error}", err=True)

@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal, get_args
 
 from remails.mail import address
 from remails.mail.reply import printable
@@ -22,7 +23,8 @@ MOST_FAULTS = 100
 _LONGEST_REASON = 500
 
 COLUMNS = ("email_address", "kind", "reason", "retry_after", "created_at")
-KINDS = ("bounce", "complaint", "manual")
+Kind = Literal["bounce", "complaint", "manual"]
+KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 _ADDRESS = ("email_address", "emailaddress", "email", "e-mail", "address", "recipient")
 _REASON = ("reason", "suppressionreason", "error", "description")
 _UNTIL = ("retry_after", "expires_at", "until")
@@ -35,7 +37,7 @@ class Entry:
 
     address: str
     reason: str = ""
-    kind: str = "manual"
+    kind: Kind = "manual"
     until: datetime | None = None
 
 
@@ -123,7 +125,7 @@ def _entry(cells: list[str], columns: dict[str, int]) -> Entry:
     return Entry(
         address.parse(text).key,
         printable(given.get("reason", ""))[:_LONGEST_REASON],
-        kind,
+        KINDS[kind],
         _until(given.get("until", "")),
     )
 

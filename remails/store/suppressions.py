@@ -10,19 +10,17 @@ stays until its own end, or until a person takes it away. Addresses are compared
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from psycopg.rows import class_row
 
 from remails import db
-from remails.mail.addresslist import Entry
+from remails.mail.addresslist import Entry, Kind
 from remails.store import constraints
 from remails.store.ids import OrganizationId
 
 FAILURES = 5
 DAYS = 30
-
-Kind = Literal["bounce", "complaint", "manual"]
 
 Pair = tuple[OrganizationId, str]
 """An organization and the key of an address."""
@@ -35,16 +33,6 @@ class Bounced(NamedTuple):
     address: str
     is_sure: bool
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class NewSuppression:
-    """An address to suppress; `until` is None for good."""
-
-    address: str
-    reason: str = ""
-    kind: Kind = "manual"
-    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +91,13 @@ def list_(
 
 def add(conn: db.Connection, organization_id: OrganizationId, address_key: str, reason: str) -> None:
     """Suppress an address until it is removed."""
-    add_many(conn, organization_id, [NewSuppression(address_key, reason)])
+    add_many(conn, organization_id, [Entry(address_key, reason)])
 
 
-def add_many(conn: db.Connection, organization_id: OrganizationId, new: Sequence[NewSuppression]) -> int:
+def add_many(conn: db.Connection, organization_id: OrganizationId, new: Sequence[Entry]) -> int:
     """Suppress addresses, each by its key; what is said of one that is suppressed already is replaced. How many it was."""
+    if not new:
+        return 0
     by_address = {one.address: one for one in new}
     rows = [by_address[key] for key in sorted(by_address)]  # one order of locks for all
     with constraints.explained(conn, {}):
@@ -127,15 +117,6 @@ def add_many(conn: db.Connection, organization_id: OrganizationId, new: Sequence
             ],
         )
     return len(rows)
-
-
-def import_(conn: db.Connection, organization_id: OrganizationId, entries: Sequence[Entry]) -> int:
-    """Suppress what a list says; how many addresses it has."""
-    new = [NewSuppression(one.address, one.reason, _KINDS[one.kind], one.until) for one in entries]
-    return add_many(conn, organization_id, new) if new else 0
-
-
-_KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 
 
 def export(

@@ -66,7 +66,7 @@ def test_faults_and_lines_are_bounded() -> None:
             st.sampled_from(
                 ["a@example.net", "=cmd|x@example.net", "+a@example.net", '"a,b"@example.net', "ü@example.net"]
             ),
-            st.sampled_from(addresslist.KINDS),
+            st.sampled_from([*addresslist.KINDS]),
             st.text(st.characters(categories=["L", "N", "P", "Zs"]), max_size=40),
             st.sampled_from([None, DAY]),
             st.just(DAY),

@@ -8,6 +8,7 @@ import pytest
 
 from remails.db import Connection, Database
 from remails.mail import address
+from remails.mail.addresslist import Entry
 from remails.store import organizations, suppressions
 from remails.store.ids import OrganizationId
 
@@ -177,7 +178,7 @@ def test_no_such_mailbox_suppresses_at_once(conn: Connection, acme: Organization
 
 def test_what_a_complaint_suppressed_stays_until_its_end(conn: Connection, acme: OrganizationId) -> None:
     pair, until = (acme, "a@example.net"), datetime.now(UTC) + timedelta(days=400)
-    suppressions.add_many(conn, acme, [suppressions.NewSuppression(pair[1], "spam", "complaint", until)])
+    suppressions.add_many(conn, acme, [Entry(pair[1], "spam", "complaint", until)])
 
     suppressions.record_successes(conn, [pair])
     assert fail(conn, [pair], is_sure=True) == set()
@@ -191,7 +192,7 @@ def test_what_a_complaint_suppressed_stays_until_its_end(conn: Connection, acme:
 
 
 def test_many_are_added_at_once_and_the_last_of_an_address_counts(conn: Connection, acme: OrganizationId) -> None:
-    new = [suppressions.NewSuppression(f"{n % 3}@example.net", str(n)) for n in range(7)]
+    new = [Entry(f"{n % 3}@example.net", str(n)) for n in range(7)]
     assert suppressions.add_many(conn, acme, new) == 3
     assert [row.reason for row in suppressions.list_(conn, acme)] == ["6", "4", "5"]
     assert suppressions.add_many(conn, acme, []) == 0

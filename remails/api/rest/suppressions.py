@@ -11,6 +11,7 @@ from remails.api import auth, changes
 from remails.api.operations import Noun, link_next, read_address
 from remails.api.state import state
 from remails.mail import address, addresslist
+from remails.mail.addresslist import Entry
 from remails.store import suppressions
 from remails.store.users import Role
 
@@ -94,7 +95,7 @@ def add(*, body: NewSuppressed) -> NewSuppressed:
     """Suppress an address."""
     key = read_address(body.email_address, "email_address").key
     with state().db.transaction() as conn:
-        new = suppressions.NewSuppression(key, body.reason, until=body.retry_after)
+        new = Entry(key, body.reason, until=body.retry_after)
         suppressions.add_many(conn, auth.organization().id, [new])
         changes.record(conn, "created", "suppression", key, body)
     return NewSuppressed(email_address=key, reason=body.reason, retry_after=body.retry_after)
@@ -112,7 +113,7 @@ def import_(*, body: str) -> Imported:
     except addresslist.TooLong as error:
         raise RequestEntityTooLarge(f"{error}.") from None
     with state().db.transaction() as conn:
-        imported = suppressions.import_(conn, auth.organization().id, found.entries)
+        imported = suppressions.add_many(conn, auth.organization().id, found.entries)
         changes.record(conn, "imported", "suppressions", imported, {"imported": imported, "failed": found.failed})
     errors = convert(found.faults, list[BadLine], from_attributes=True)
     return Imported(imported=imported, failed=found.failed, errors=errors)

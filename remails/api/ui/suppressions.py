@@ -11,6 +11,7 @@ from remails.api.state import state
 from remails.api.ui import answers
 from remails.errors import Refused
 from remails.mail import address, addresslist
+from remails.mail.addresslist import Entry
 from remails.store import constraints, suppressions
 from remails.store.ids import OrganizationId
 from remails.store.users import Role
@@ -36,7 +37,7 @@ def add_POST(organization_id: OrganizationId) -> Response:
         reason = request.form.get("reason", "").strip()[:500]
         with state().db.transaction() as conn:
             until = _until(request.form.get("until", ""))
-            suppressions.add_many(conn, organization_id, [suppressions.NewSuppression(key, reason, until=until)])
+            suppressions.add_many(conn, organization_id, [Entry(key, reason, until=until)])
             details = {"reason": reason} | ({"until": until.isoformat()} if until else {})
             changes.record(conn, "created", "suppression", key, details)
     except Refused as refusal:
@@ -53,7 +54,7 @@ def import_POST(organization_id: OrganizationId) -> Response:
     except addresslist.TooLong as error:
         return _list(organization_id, constraints.invalid(f"{error}.", "list"))
     with state().db.transaction() as conn:
-        imported = suppressions.import_(conn, organization_id, found.entries)
+        imported = suppressions.add_many(conn, organization_id, found.entries)
         if imported:
             changes.record(conn, "imported", "suppressions", imported, {"imported": imported, "failed": found.failed})
     if not found.failed and imported:
