@@ -2,8 +2,9 @@
 
 `submit` is the policy, read top to bottom: may this sender send at all, are the domains of envelope and From header its own
 (on a label boundary) and verified, is it too fast, is its quota used up, who is suppressed, and from which address will it
-leave. Rate and quota count messages, whatever the number of their recipients. What passes is stored in one transaction for the whole batch; only after the commit does the caller hear "accepted" and the
-bus a note. A message that is refused leaves nothing behind; its neighbours in the batch are not touched by it.
+leave. Rate and quota count messages, whatever the number of their recipients. What passes is stored in one transaction for the
+whole batch; only after the commit does the caller hear "accepted" and the bus a note. A message that is refused leaves nothing
+behind; its neighbours in the batch are not touched by it.
 """
 
 import math

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
-from uuid import UUID
 
 from psycopg.rows import class_row, scalar_row
 
@@ -418,8 +417,3 @@ def remove_old(conn: Connection, days: int, limit: int) -> int:
         ).fetchall()
     statistics.keep(conn, message_ids=old)
     return conn.execute("DELETE FROM messages WHERE id = ANY(%s)", [old]).rowcount
-
-
-def ids_of(rows: Sequence[UUID]) -> list[MessageId]:
-    """Give plain UUIDs, as a note carries them, their type."""
-    return [MessageId(row) for row in rows]
