@@ -324,19 +324,20 @@ def test_the_trouble_of_one_domain_leaves_no_other_one_behind(bench: Bench, monk
 
         async def unavailable(self: Policies, domain: str) -> Policy | None:
             if domain == "example.org":
+                failed.set()
                 raise Unavailable("the database is away")
             return await of(self, domain)
 
         monkeypatch.setattr(Policies, "of", unavailable)
-        asked, going_on = asyncio.Event(), asyncio.Event()
+        asked, failed, going_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
         script = Script(data=lambda _: asked.set(), delay={"dot": going_on})
         bench.zone["example.org", "MX"] = ["10 mx.example.net."]
         async with bench.dns(), bench.serve(script=script) as mx:
             message_id = await bench.submit("a@example.net", "b@example.org")
             async with bench.work() as service:
                 async with asyncio.timeout(10):
-                    await asked.wait()
-                await asyncio.sleep(0.1)  # the other one has failed by now
+                    await asyncio.gather(asked.wait(), failed.wait())
+                await bench.deliveries(message_id, lambda _: True)  # a round trip, so that what failed is settled
                 assert len(service._room.held) == 2
                 going_on.set()
                 rows = await bench.deliveries(message_id, lambda row: row.attempts > 0 or "org" in row.recipient)
