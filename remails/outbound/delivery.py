@@ -1,7 +1,7 @@
 """One message on its way: from a claim to a recorded result.
 
 `Courier.deliver` takes all claims of one message and offers the message to each destination domain in one transaction for all its
-recipients there. Only when a destination has a slot free is the body loaded and signed, once for all of them. Each result is
+recipients there. The body is loaded and signed once for all of them: before there is a slot, or, if it is large, only then. Each result is
 recorded as soon as the remote server has answered; no database connection is held during a dialogue. A result that cannot
 be recorded because the database is away is kept and tried again until it can: losing it would mean a second copy.
 """
@@ -171,9 +171,8 @@ class Courier:
     async def _offer(self, claims: Sequence[Claim], message: _Message) -> None:
         """One destination: all recipients of a domain, from one address."""
         first = claims[0]
-        holding = self._holdings.get(first.source)
-        if holding is None or holding.pool_id != first.pool_id:
-            # Perhaps it is no longer of the message's pool: `periodic` gives it another one.
+        holding = self._holding(first)
+        if holding is None:
             log.warning("address not held, put back", source=first.source, message=first.message_id)
             await self._release(claims, self._settings.poll_interval, None)
             return
@@ -190,9 +189,12 @@ class Courier:
             rules = await self._rules.of(first.domain, targets, strict=not first.plaintext_fallback)
             with destination.admitted(claims):
                 if first.size <= _SMALL:
-                    await message.wire()  # made ready before the slot is taken, so that slots are for talking only
+                    await message.wire()
                 async with destination.slot(first.organization_id):
-                    claims = await self._in_time(claims)  # the line may have been long
+                    # The line may have been long.
+                    if self._holding(first) is None:
+                        raise Busy("its address left this host, or its pool, meanwhile", self._settings.poll_interval)
+                    claims = await self._in_time(claims)
                     recording = await self._talk(destination, _Errand(claims, targets, rules, holdings, message))
                 await asyncio.gather(*recording)
         except (Busy, Pending) as busy:
@@ -201,6 +203,11 @@ class Courier:
         except transport.SourceMissing as missing:
             log.error("source address is not on this host, put back", reason=missing, message=first.message_id)
             await self._release(claims, 5 * self._settings.poll_interval, None)
+
+    def _holding(self, claim: Claim) -> Holding | None:
+        """The address a claim leaves from, if it is here and of the message's pool; else `periodic` chooses another one."""
+        holding = self._holdings.get(claim.source)
+        return holding if holding is not None and holding.pool_id == claim.pool_id else None
 
     async def _talk(self, destination: Destination, errand: _Errand) -> list[asyncio.Task[None]]:
         """Offer the message, and let the destination's window follow what came of it; results are being recorded."""

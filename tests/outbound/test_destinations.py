@@ -7,7 +7,9 @@ from contextlib import AsyncExitStack
 import seed
 from workbench import Bench
 
+from remails.db import Connection
 from remails.dev.smtp import Script
+from remails.store import addresses
 from remails.vault import Pepper
 
 
@@ -137,3 +139,35 @@ def test_an_organization_leaves_room_to_others_in_the_process(bench: Bench, pepp
                 await slow.wait(40)
 
     run(main())
+
+
+def test_an_address_that_changes_its_pool_takes_nothing_that_waits_in_line(bench: Bench) -> None:
+    """A message never leaves from another pool's address, also if it was claimed before."""
+
+    async def main() -> None:
+        bench.options |= {"connections_per_destination": 1}
+        asked, going_on = asyncio.Event(), asyncio.Event()
+        async with bench.dns(), bench.serve(script=Script(data=lambda _: asked.set(), delay={"dot": going_on})) as mx:
+            first, second = await bench.submit("a@example.net"), await bench.submit("b@example.net")
+            async with bench.work() as service:
+                async with asyncio.timeout(10):
+                    await asked.wait()
+                await until(lambda: count(bench, "claimed_by IS NOT NULL")() == 2)
+                source = bench.tenant.sources[0]
+                await bench.db.call(_give_to_another_pool, source)
+                await until(lambda: (held := service._holdings.get(source)) and held.pool_id != bench.tenant.pool_id)
+                going_on.set()
+                await until(lambda: count(bench, "claimed_by IS NOT NULL")() == 0)
+                rows = [(await bench.deliveries(message_id, lambda _: True)) for message_id in (first, second)]
+            assert sorted((row.status, row.attempts) for each in rows for row in each.values()) == [
+                ("accepted", 0),
+                ("delivered", 1),
+            ]
+            assert len(mx.records) == 1
+
+    run(main())
+
+
+def _give_to_another_pool(conn: Connection, ip: str) -> None:
+    other = addresses.create_pool(conn, "other")
+    conn.execute("UPDATE addresses SET pool_id = %s WHERE ip = %s", [other.id, ip])
