@@ -19,8 +19,6 @@ from remails.store.ids import DeliveryId, DomainId
 
 BLOCKED = "The organization may not send at present."
 
-# Not what a host has in hand: it comes back, or is done.
-_IN_HAND = "d.claimed_by IS NOT NULL AND d.next_attempt_at > clock_timestamp()"
 _RELEASE = """
     status = CASE WHEN d.attempts = 0 THEN 'accepted' ELSE 'reattempt' END::delivery_status,
     next_attempt_at = clock_timestamp(), held_for = NULL, cause = ''
@@ -63,7 +61,7 @@ def settle(conn: Connection, *, domain_id: DomainId | None = None) -> Settled:
             held AS (
                 UPDATE deliveries d SET status = 'held', claim_epoch = d.claim_epoch + 1, claimed_by = NULL,
                     held_for = wrong.held_for, cause = wrong.cause
-                FROM wrong WHERE d.id = wrong.id AND d.status IN ('accepted', 'reattempt') AND NOT ({_IN_HAND})
+                FROM wrong WHERE d.id = wrong.id AND d.status IN ('accepted', 'reattempt') AND NOT ({queue.IN_HAND})
                 RETURNING d.id, d.message_id, d.cause),
             kept AS MATERIALIZED (
                 SELECT d.id, m.expires_at < now() AS is_late,
@@ -105,7 +103,7 @@ def hold(conn: Connection, delivery_ids: Sequence[DeliveryId], why: str) -> int:
         WITH changed AS (
             UPDATE deliveries d SET status = 'held', claim_epoch = d.claim_epoch + 1, claimed_by = NULL,
                 held_for = 'operator', cause = %(why)s
-            WHERE d.id = ANY(%(ids)s) AND d.status IN ('accepted', 'reattempt', 'held') AND NOT ({_IN_HAND})
+            WHERE d.id = ANY(%(ids)s) AND d.status IN ('accepted', 'reattempt', 'held') AND NOT ({queue.IN_HAND})
             RETURNING d.id, d.message_id)
         INSERT INTO timeline (message_id, delivery_id, kind, cause) SELECT message_id, id, 'held', %(why)s FROM changed
         RETURNING delivery_id

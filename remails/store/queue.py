@@ -117,6 +117,9 @@ class Begun:
     mx_ip: str
 
 
+IN_HAND = "d.claimed_by IS NOT NULL AND d.next_attempt_at > clock_timestamp()"
+"""Of a delivery `d`: whether a host has it in hand. It comes back, or is done, and nobody else touches it."""
+
 _CLAIM = """
 , lost AS (
     INSERT INTO timeline (message_id, delivery_id, kind, text, source, mx_host, mx_ip, cause)
@@ -281,12 +284,10 @@ def begin(conn: Connection, begun: Sequence[Begun]) -> set[DeliveryId]:
 def interrupted(conn: Connection, delivery_ids: Sequence[DeliveryId]) -> None:
     """Note of these, as far as no host has them in hand, that a lost worker may have sent them: before they are ended or held."""
     conn.execute(
-        """
+        f"""
         WITH begun AS (
-            SELECT id, message_id, source, mx_host, mx_ip FROM deliveries
-            WHERE id = ANY(%s) AND begun_at IS NOT NULL
-                AND NOT (claimed_by IS NOT NULL AND next_attempt_at > clock_timestamp())
-            ORDER BY id FOR UPDATE),
+            SELECT d.id, d.message_id, d.source, d.mx_host, d.mx_ip FROM deliveries d
+            WHERE d.id = ANY(%s) AND d.begun_at IS NOT NULL AND NOT ({IN_HAND}) ORDER BY d.id FOR UPDATE),
         attempted AS (
             UPDATE deliveries d SET begun_at = NULL, attempts = d.attempts + 1 FROM begun WHERE d.id = begun.id)
         INSERT INTO timeline (message_id, delivery_id, kind, text, source, mx_host, mx_ip, cause)
