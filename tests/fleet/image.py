@@ -36,15 +36,30 @@ BARE = (
 )
 ON_TOP = (
     "acl",
+    "certbot",
     "chrony",
     "dns-root-data",
+    "etcd-client",
+    "etcd-server",
+    "haproxy",
+    "keepalived",
     "nftables",
+    "patroni",
+    "pgbackrest",
     "postgresql",
+    "prometheus",
+    "prometheus-alertmanager",
+    "prometheus-blackbox-exporter",
+    "prometheus-node-exporter",
+    "prometheus-postgres-exporter",
     "python3-apt",
+    "python3-certbot-dns-rfc2136",
+    "python3-etcd",
+    "python3-psycopg2",
     "python3-venv",
+    "restic",
     "unattended-upgrades",
     "unbound",
-    "python3-psycopg2",
 )
 
 # What has no meaning on a shared kernel, and what would ask a mirror every day.
