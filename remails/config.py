@@ -206,6 +206,8 @@ class Periodic(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     domains_older_than: Seconds = 20 * 3600.0
     retention_interval: Seconds = 3600.0
     usage_interval: Seconds = 60.0
+    balance_interval: Seconds = 30.0
+    """How often it is checked that what was accepted is final or waits."""
     watch_interval: Seconds = 15.0
     """How often what waits is counted for the metrics."""
     host_timeout: Seconds = 30.0

@@ -14,6 +14,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from functools import cached_property
 from http.server import ThreadingHTTPServer
 from typing import Any, Final
@@ -96,6 +97,7 @@ _SLOW = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0)
 
 # every service
 INFO = _gauge("info", "1; the service and its version.", "service", "version", of_processes="livemax")
+START_TIME = _gauge("start_time_seconds", "When the service began, in seconds since 1970.", of_processes="livemax")
 LOG_RECORDS = _counter("log_records", "Warnings and errors that were logged.", "level")
 LOOP_LAG = _gauge(
     "loop_lag_seconds", "How late the event loop was, at the worst of the last moments.", of_processes="livemax"
@@ -129,6 +131,9 @@ HTTP_SECONDS = _histogram("http_seconds", "Time to answer a request.", buckets=_
 # delivery
 DELIVERIES = _counter("deliveries", "Results of attempts to deliver, one for each recipient.", "outcome")
 DELIVERY_SECONDS = _histogram("delivery_seconds", "From an attempt's first command to the reply.", buckets=_SLOW)
+REPLIES = _counter(
+    "replies", "Last words of the servers of large mailbox providers, by their kind.", "mailbox_provider", "reply"
+)
 ATTEMPTS_SECURED = _counter(
     "attempts_secured", "Attempts at a server, by the rule for its TLS and what it came to.", "policy", "tls"
 )
@@ -145,8 +150,18 @@ QUEUE_OVERDUE = _gauge("queue_overdue_seconds", "How long the delivery that is d
 QUEUE_OLDEST = _gauge("queue_oldest_seconds", "Age of the oldest message with a delivery that is to be sent.")
 ADDRESSES = _gauge("addresses", "Outbound addresses that are enabled, by state; `none` is held by no host.", "state")
 HOSTS_DEAD = _gauge("hosts_dead", "Sending hosts that are expected to live and have not been heard of.")
+ADDRESS_MOVES = _gauge("address_moves", "How often the address that moved most changed hosts within the last hour.")
+BALANCE_CHECKED = _counter("balance_checked", "Messages whose deliveries were counted.")
+BALANCE_MISSING = _gauge(
+    "balance_missing", "Messages with other deliveries than they were accepted with, or no content."
+)
+BALANCE_UNFINISHED = _gauge("balance_unfinished", "Deliveries that wait an hour after they had to be final.")
+BALANCE_BEHIND = _gauge("balance_behind_seconds", "Age of the oldest message whose deliveries were never counted.")
 
-FLEET = (QUEUE_DELIVERIES, QUEUE_OVERDUE, QUEUE_OLDEST, ADDRESSES, HOSTS_DEAD)
+FLEET = (
+    *(QUEUE_DELIVERIES, QUEUE_OVERDUE, QUEUE_OLDEST, ADDRESSES, HOSTS_DEAD, ADDRESS_MOVES),
+    *(BALANCE_MISSING, BALANCE_UNFINISHED, BALANCE_BEHIND),
+)
 
 
 class Exporter:
@@ -199,6 +214,7 @@ def begin(settings: Metrics, service: str, processes: int = 1) -> Exporter:
         directory = os.environ[_MULTIPROCESS] = tempfile.mkdtemp(prefix=f"remails-{service}-metrics-")
         atexit.register(_remove, directory, os.getpid())
     logging.getLogger().addHandler(_Count(logging.WARNING))
+    START_TIME.set(time.time())
     INFO.set(1, service=service, version=remails.__version__)
     for metric in Metric.all.values():
         metric.show_zero()

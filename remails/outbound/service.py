@@ -36,7 +36,7 @@ from remails.config import Settings
 from remails.db import Coalescer, Connection, Database
 from remails.errors import Unavailable
 from remails.logs import Log
-from remails.mail import address
+from remails.mail import address, mailbox_providers
 from remails.mail.bounce import Blame
 from remails.outbound import security
 from remails.outbound.delivery import Courier
@@ -270,6 +270,9 @@ class Outbound:
         self._drop([claim for claim, _, _ in batch])
         for claim, result, _ in batch:
             metrics.DELIVERIES.add(outcome=result.kind)
+            if result.mx_host is not None:
+                reply = f"{result.code // 100}xx" if result.code else "none"
+                metrics.REPLIES.add(mailbox_provider=mailbox_providers.of(result.mx_host), reply=reply)
             if result.tls_policy is not None:
                 proof = {True: "verified", False: "unverified", None: "none"}[result.tls_verified]
                 metrics.ATTEMPTS_SECURED.add(policy=result.tls_policy, tls=proof)

@@ -5,8 +5,8 @@ NAME
 
 DESCRIPTION
     Say again what is due and was not taken; end the claims of dead hosts; find another address for mail whose own went
-    away; hold the mail of blocked organizations and of domains whose DNS is wrong; look at the sender domains' DNS again; fold usage and renew quotas;
-    forget what is old. Each task has its own interval and they run side by side, so a slow one does not delay the
+    away; hold the mail of blocked organizations and of domains whose DNS is wrong; look at the sender domains' DNS again; check that what
+    was accepted is final or waits; fold usage and renew quotas; forget what is old. Each task has its own interval and they run side by side, so a slow one does not delay the
     others. None of them is needed for mail to be taken or sent.
 
     Run it on as many hosts as you like: one leads, by an advisory lock in the database, and the others stand by. When
@@ -23,7 +23,7 @@ DIAGNOSTICS
 
 CONFIGURATION
     [periodic] notify_interval, claims_interval, domains_interval, domains_older_than, retention_interval,
-    usage_interval, watch_interval, host_timeout; [dns]; [database]; [bus]; mail.spf_include; credentials database_password,
+    usage_interval, balance_interval, watch_interval, host_timeout; [dns]; [database]; [bus]; mail.spf_include; credentials database_password,
     bus_client_key
 """
 
@@ -39,7 +39,7 @@ from remails.config import Settings
 from remails.db import Database
 from remails.errors import Unavailable
 from remails.logs import Log
-from remails.periodic import claims, domains, holds, notify, orphans, retention, usage, watch
+from remails.periodic import balance, claims, domains, holds, notify, orphans, retention, usage, watch
 from remails.store import server
 from remails.store.leadership import Leadership
 
@@ -68,6 +68,7 @@ def tasks(settings: Settings, db: Database, publisher: Publisher) -> list[Task]:
         Task("orphans", every.claims_interval, lambda: orphans.run(db, publisher)),
         Task("holds", every.claims_interval, lambda: holds.run(db)),
         Task("domains", every.domains_interval, lambda: domains.run(db, settings)),
+        Task("balance", every.balance_interval, lambda: balance.run(db)),
         Task("usage", every.usage_interval, lambda: usage.run(db)),
         Task("retention", every.retention_interval, lambda: retention.run(db, settings.mail.idempotency_keep)),
     ]

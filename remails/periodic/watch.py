@@ -17,6 +17,7 @@ async def run(db: Database, host_timeout: float) -> None:
     metrics.QUEUE_OVERDUE.set(now.overdue)
     metrics.QUEUE_OLDEST.set(now.oldest)
     metrics.HOSTS_DEAD.set(len(dead))
+    metrics.ADDRESS_MOVES.set(now.moves)
 
 
 def forget() -> None:

@@ -82,12 +82,12 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
         """
         INSERT INTO messages (id, organization_id, project_id, domain_id, smtp_credential_id, api_key_id, pool_id,
             created_at, expires_at, mail_from, header_from, subject, message_id_header, label, dsn_ret, dsn_envid,
-            size, eight_bit, smtputf8)
+            size, eight_bit, smtputf8, recipients)
         SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[],
             %b::timestamptz[], %b::timestamptz[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
-            %b::text[], %b::int[], %b::bool[], %b::bool[])
+            %b::text[], %b::int[], %b::bool[], %b::bool[], %b::int[])
         """,
-        _columns((*_metadata(m), len(m.raw), m.eight_bit, m.smtputf8) for m in messages),
+        _columns((*_metadata(m), len(m.raw), m.eight_bit, m.smtputf8, len(m.deliveries)) for m in messages),
     )
     small = [m for m in messages if len(m.raw) <= _LARGE]
     if small:

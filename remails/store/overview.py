@@ -15,12 +15,14 @@ class Overview:
         overdue: seconds for which the one that is due longest has been due.
         oldest: seconds since the oldest message that is to be sent came in.
         addresses: that are enabled, by state; `none` is held by no host.
+        moves: how often the address that moved most was taken by a host within the last hour, of its last 100 events.
     """
 
     deliveries: Mapping[str, int]
     overdue: float
     oldest: float
     addresses: Mapping[str, int]
+    moves: int
 
 
 def read(conn: db.Connection) -> Overview:
@@ -38,9 +40,16 @@ def read(conn: db.Connection) -> Overview:
         """SELECT CASE WHEN lease_until > now() THEN state::text ELSE 'none' END, count(*)
            FROM addresses WHERE is_enabled GROUP BY 1"""
     ).fetchall()
+    ((moves,),) = conn.execute(
+        """SELECT coalesce(max(taken.number), 0) FROM addresses a CROSS JOIN LATERAL (
+               SELECT count(*) AS number FROM (
+                   SELECT kind, at FROM address_events e WHERE e.ip = a.ip ORDER BY e.id DESC LIMIT 100) last
+               WHERE kind = 'claimed' AND at > now() - interval '1 hour') taken"""
+    ).fetchall()
     return Overview(
         {"accepted": 0, "reattempt": 0, **{status: number for status, number, _, _ in waiting}, "held": held},
         max((overdue for _, _, overdue, _ in waiting), default=0.0),
         max((max(age, 0.0) for _, _, _, age in waiting), default=0.0),
         {"ready": 0, "none": 0, **dict(states)},
+        moves,
     )
