@@ -14,7 +14,7 @@ from ansible.errors import AnsibleError
 
 PROJECT = Path(__file__).parents[1]
 SERVICES = ("bus", "api", "inbound", "outbound", "periodic", "ipagent")
-GROUPS = (*SERVICES, "database")
+GROUPS = (*SERVICES, "database", "edge", "monitoring", "backups")
 SPEAKERS = tuple(service for service in SERVICES if service != "bus")
 """Those who speak to the database."""
 

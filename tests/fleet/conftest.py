@@ -1,4 +1,4 @@
-"""The fleet of the tests: six hosts and the world, up for the whole run. Only with REMAILS_FLEET=1 (`make fleet`), as root.
+"""The fleet of the tests: eleven hosts and the world, up for the whole run. Only with REMAILS_FLEET=1 (`make fleet`), as root.
 
 REMAILS_FLEET_NAME=word keeps the fleet of that name when the run ends, and takes it up again in the next one.
 """
@@ -18,6 +18,7 @@ STRICT = os.environ.get("CI") == "true" or os.environ.get("REMAILS_TEST_STRICT")
 WANTED = os.environ.get("REMAILS_FLEET") == "1"
 TOOLS = ("systemd-nspawn", "mmdebstrap", "apt-ftparchive", "nft", "ip", "ssh", "nsenter", "setpriv")
 
+# The hosts of a database cluster have the same PostgreSQL, and those who keep its backups the same pgBackRest.
 RELEASES = {
     "app1": "bookworm",
     "app2": "bookworm",
@@ -25,6 +26,11 @@ RELEASES = {
     "out2": "bookworm",
     "out3": "trixie",
     "data1": "bookworm",
+    "data2": "bookworm",
+    "data3": "bookworm",
+    "edge1": "bookworm",
+    "edge2": "trixie",
+    "watch1": "bookworm",
 }
 
 

@@ -1,8 +1,10 @@
 """Remails on the fleet: which host is what, how the playbooks are told, and what an operator and a customer then do.
 
-    app1  app2         api inbound bus periodic
-    out1  out2  out3   outbound ipagent, an address of the operator's block each
-    data1              database
+    edge1  edge2          edge
+    app1   app2           api inbound bus periodic
+    out1   out2   out3    outbound ipagent, an address of the operator's block each
+    data1  data2  data3   database
+    watch1                monitoring backups
 
 One customer has a pool of its own, the other sends from the shared one.
 """
@@ -33,7 +35,12 @@ GROUPS = {
     "outbound": ["out1", "out2", "out3"],
     "ipagent": ["out1", "out2", "out3"],
     "database": ["data1"],
+    "spare": ["data2", "data3"],  # in no group of ours: bare but for base and firewall
+    "edge": ["edge1", "edge2"],
+    "monitoring": ["watch1"],
+    "backups": ["watch1"],
 }
+SERVICES = ("api", "inbound", "outbound", "bus", "periodic", "ipagent")
 POOLS = {"shared": [f"{BYOIP}.11", f"{BYOIP}.12", f"{BYOIP}.13"], "acme": [f"{BYOIP}.21"]}
 PREFERRED = {f"{BYOIP}.11": "out1", f"{BYOIP}.12": "out2", f"{BYOIP}.13": "out3", f"{BYOIP}.21": "out1"}
 REMAILS = "/opt/remails/current/bin/remails"

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from controller import PROJECT, Run
-from deployment import GROUPS, REMAILS, Customer, Deployment, check, load
+from deployment import GROUPS, REMAILS, SERVICES, Customer, Deployment, check, load
 from hosts import until
 
 from remails import vault
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(2400), pytest.mark.usefixtures("whole")]
 
-HOSTS = sorted({name for group, names in GROUPS.items() if group != "database" for name in names})
+HOSTS = sorted({name for service in SERVICES for name in GROUPS[service]})
 RATE = 50
 
 
@@ -135,9 +135,9 @@ def test_the_picture_of_the_fleet(deployment: Deployment) -> None:
     assert run.changed == dict.fromkeys(run.changed, 0)
     lines = [line.split() for line in run.output.splitlines()]
     releases = current(deployment)
-    for group, names in GROUPS.items():
-        for name in names if group != "database" else ():
-            assert any(line[:4] == [name, releases[name], group, "yes"] for line in lines), run.output
+    for service in SERVICES:
+        for name in GROUPS[service]:
+            assert any(line[:4] == [name, releases[name], service, "yes"] for line in lines), run.output
     for ip, holder in deployment.holders().items():
         assert any(line[:1] == [ip] and line[2:4] == ["ready", holder] for line in lines), run.output
 
