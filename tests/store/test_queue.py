@@ -9,7 +9,7 @@ from seed import Tenant
 from remails import submission
 from remails.bus.client import Publisher
 from remails.config import Bus, Mail
-from remails.db import Database
+from remails.db import Connection, Database
 from remails.store import holds, messages, queue
 from remails.store.ids import DeliveryId, HostId, MessageId, OrganizationId, new
 from remails.store.queue import Claim, Result
@@ -264,3 +264,31 @@ def test_who_died_while_sending_leaves_an_ambiguous_attempt(db: Database, tenant
     assert (entry.delivery_id, entry.mx_host, entry.mx_ip) == (claims["begun"].id, "mx.example.net", "127.0.0.21")
     assert "may have arrived" in entry.cause
     assert {one.attempts for one in claim(db, tenant)} == {0, 1}  # said once
+
+
+def test_what_is_not_due_is_not_read(db: Database, tenant: Tenant) -> None:
+    """Millions may wait for their next attempt, and the queue is asked for what is due every second."""
+    for _ in range(20):
+        submit(db, tenant, *(f"r{number}@example.net" for number in range(50)))
+    submit(db, tenant, "due@example.net")
+    with db.transaction() as conn:
+        conn.execute(
+            "UPDATE deliveries SET next_attempt_at = now() + interval '1 h' WHERE recipient <> 'due@example.net'"
+        )
+    with db.transaction() as conn:
+        conn.execute("ANALYZE deliveries")
+        conn.execute("SET LOCAL enable_seqscan = off")  # as with more rows
+        before = _read(conn)
+        (claimed,) = queue.claim_due(conn, tenant.host_id, tenant.sources, lease=-60, limit=10)
+        assert claimed.recipient == "due@example.net"
+        assert queue.due(conn, older_than=30, limit=10) == [("127.0.0.11", [claimed.message_id])]
+        assert _read(conn) - before < 100
+
+
+def _read(conn: Connection) -> int:
+    """Rows of the queue that this transaction has read."""
+    row = conn.execute(
+        "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'deliveries'"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
