@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help run demo test fleet check format
+.PHONY: help run demo test fleet bench check format
 
 help: ## Say what there is (this)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,6 +22,10 @@ test: .venv/test ## Run the tests; ARGS="-k word" goes to pytest
 fleet: .venv/test ## Deploy to eleven Debian hosts on this machine and break them (as root); ARGS as for test
 	@tests/prepare
 	REMAILS_FLEET=1 $(BIN)/pytest -rfEs -m fleet tests/fleet $(ARGS)
+
+bench: .venv/test ## Compare with Postfix, Exim and Haraka on this machine (as root); ARGS goes to bench/compare.py
+	@tests/prepare bench
+	PYTHONPATH=tests $(BIN)/python bench/compare.py $(ARGS)
 
 check: .venv/test ## Check style, types and layers
 	$(BIN)/ruff check .

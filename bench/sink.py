@@ -1,4 +1,4 @@
-"""A bare SMTP server that accepts everything and keeps nothing but counts, in a process of its own.
+"""A bare SMTP server that accepts everything and keeps counts and times, in a process of its own.
 
 It answers as fast as Python can, or `delay` seconds later for each write of the client, which stands for a round trip. With
 `limit` it lets in only so many connections at a time and sends the others away with 421, as large providers do.
@@ -7,13 +7,17 @@ It answers as fast as Python can, or `delay` seconds later for each write of the
 import asyncio
 import multiprocessing
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, cast
+
+import uvloop
 
 _OFFERS = b"250-sink\r\n250-8BITMIME\r\n250-SIZE 50000000\r\n250 PIPELINING\r\n"
+_SAMPLES = 5
 _ID = re.compile(rb"(?im)^Subject: (\S+)")
 
 
@@ -22,8 +26,7 @@ class _Client(asyncio.Protocol):
         self._sink, self._buffer, self._in_data, self._recipients = sink, b"", False, 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self._sink.connections += 1
         self._sink.open += 1
         if self._sink.limit() and self._sink.open > self._sink.limit():
@@ -44,8 +47,7 @@ class _Client(asyncio.Protocol):
                 if not found:
                     break
                 self._buffer, self._in_data = rest, False
-                subject = _ID.search(body)
-                self._sink.mails[subject[1].decode() if subject else "?"] += self._recipients
+                self._sink.take(body, self._recipients)
                 replies += b"250 2.0.0 Ok\r\n"
                 continue
             line, found, rest = self._buffer.partition(b"\r\n")
@@ -85,7 +87,21 @@ class _Sink:
         self.delay, self._limits = delay, limits
         self.connections = self.refused = self.open = 0
         self.mails: Counter[str] = Counter()
+        self.times: dict[str, float] = {}
+        self.unsigned = 0
+        self.samples: list[bytes] = []
         self.started = 0.0
+
+    def take(self, body: bytes, recipients: int) -> None:
+        """Note a mail that came."""
+        header = body[: body.find(b"\r\n\r\n")]
+        subject = _ID.search(header)
+        name = subject[1].decode() if subject else "?"
+        self.mails[name] += recipients
+        self.times[name] = time.monotonic()
+        self.unsigned += b"\nDKIM-Signature:" not in b"\n" + header
+        if len(self.samples) < _SAMPLES:
+            self.samples.append(body.replace(b"\r\n..", b"\r\n.") + b"\r\n")
 
     def limit(self) -> int:
         """The limit that holds now: the last one whose time has come."""
@@ -105,14 +121,20 @@ class _Sink:
                 case "begin":
                     self.started = loop.time()
                     continue
-            pipe.send(
-                {"connections": self.connections, "refused": self.refused, "open": self.open, "mails": self.mails}
-            )
+                case "forget":
+                    self.connections = self.refused = self.unsigned = 0
+                    self.mails, self.times, self.samples = Counter(), {}, []
+                    continue
+                case "total":
+                    pipe.send(sum(self.mails.values()))
+                    continue
+            counted = ("connections", "refused", "open", "mails", "times", "unsigned", "samples")
+            pipe.send({name: getattr(self, name) for name in counted} | {"cpu": time.process_time()})
         server.close()
 
 
 def _main(ip: str, port: int, delay: float, limits: list[tuple[float, int]], pipe: Connection) -> None:
-    asyncio.run(_Sink(delay, limits).serve(ip, port, pipe))
+    uvloop.run(_Sink(delay, limits).serve(ip, port, pipe))
 
 
 class Sink:
@@ -121,12 +143,23 @@ class Sink:
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
 
+    def forget(self) -> None:
+        """Count from nothing again."""
+        self._pipe.send("forget")
+
+    def total(self) -> int:
+        """How many have come, for each recipient."""
+        self._pipe.send("total")
+        total: int = self._pipe.recv()
+        return total
+
     def begin(self) -> None:
         """Let the time of its limits begin now."""
         self._pipe.send("begin")
 
     def counts(self) -> dict[str, Any]:
-        """`connections`, `refused`, `open`, and `mails`: how many copies of each subject came."""
+        """`connections`, `refused`, `open`; `mails`: how many copies of each subject came, `times`: when the last did (monotonic
+        clock); `unsigned`: how many had no DKIM signature, `samples`: the first few; `cpu`: seconds that the sink itself took."""
         self._pipe.send("counts")
         counts: dict[str, Any] = self._pipe.recv()
         return counts

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -43,12 +44,23 @@ class Server:
 
     Args:
         durable: False gives up fsync, which a test that never loses power does not need.
+        tools: the directory of another server's programs.
+        options: more settings of the server.
     """
 
-    def __init__(self, directory: Path, *, durable: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        durable: bool = True,
+        tools: Path | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory.absolute()
-        self._durable = durable
-        self._tools = _tools()
+        given = {"listen_addresses": "", "max_connections": "200", "log_min_messages": "warning"}
+        given |= {} if durable else {"fsync": "off", "full_page_writes": "off"}
+        self._options = given | dict(options or {})
+        self._tools = tools or _tools()
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets = self._socket_directory()
 
@@ -93,8 +105,7 @@ class Server:
                 ]
                 self._check(subprocess.run([*prefix, *initdb, "--no-sync"], stdout=output, stderr=output), log)
             self._forget_stale_pid()
-            options = ["-c", "listen_addresses=", "-c", "max_connections=200", "-c", "log_min_messages=warning"]
-            options += [] if self._durable else ["-c", "fsync=off", "-c", "full_page_writes=off"]
+            options = [word for name, value in self._options.items() for word in ("-c", f"{name}={value}")]
             self._process = subprocess.Popen(
                 [*prefix, self._tools / "postgres", "-D", self.directory, "-k", self._sockets, *options],
                 stdout=output,
