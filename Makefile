@@ -23,9 +23,9 @@ fleet: .venv/test ## Deploy to eleven Debian hosts on this machine and break the
 	@tests/prepare
 	REMAILS_FLEET=1 $(BIN)/pytest -rfEs -m fleet tests/fleet $(ARGS)
 
-bench: .venv/test ## Compare with Postfix, Exim and Haraka on this machine (as root); ARGS goes to bench/compare.py
+bench: .venv/test ## Compare with Postfix, Exim and Haraka on this machine (as root, ten minutes; BENCH=full: an hour)
 	@tests/prepare bench
-	PYTHONPATH=tests $(BIN)/python bench/compare.py $(ARGS)
+	bench/run $(BENCH)
 
 check: .venv/test ## Check style, types and layers
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import kept
 import msgspec
 import sink as sinks
 import systems
@@ -32,7 +33,6 @@ from remails.dev.home import DOMAIN, Home, Ports
 from remails.mail import dkim
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 PATIENCE = 20.0  # seconds without an arrival after which what is missing is lost
 SIZES = {4: 4096, 50: 50_000}  # kB: octets
 
@@ -96,11 +96,8 @@ def wait(sink: sinks.Sink, count: int) -> None:
 def order(system: System, case: Case, prefix: str, seconds: float) -> Order:
     """What the generator is to do."""
     return Order(
-        host="127.0.0.1",
         port=system.door.port,
-        username=system.door.username,
-        password=system.door.password,
-        mail_from=systems.SENDER,
+        logins=system.door.logins,
         domain=systems.SEEN,
         prefix=prefix,
         size=SIZES[case.size],
@@ -187,34 +184,40 @@ def _unverified(system: Remails, samples: Sequence[bytes]) -> list[str]:
 
 
 @contextlib.contextmanager
-def place() -> Iterator[tuple[Place, sinks.Sink]]:
-    """A directory on the disk, a certificate, and the sink."""
+def place(*more: str) -> Iterator[tuple[Place, sinks.Sink]]:
+    """A directory on the disk, a certificate, and the sink, which listens on `more` addresses too."""
     with tempfile.TemporaryDirectory(prefix="remails-bench-", dir="/var/tmp") as name:
         directory = Path(name)
         directory.chmod(0o755)
-        home = Home(directory, Ports.from_base(20_000))
-        (directory / "tls").mkdir()
-        home._make_certificate()
+        Home(directory, Ports.from_base(20_000)).make_certificate()
         port = free_port()
-        with sinks.running(systems.SINK_IP, port) as sink:
+        with sinks.running([systems.SINK_IP, *more], port) as sink:
             yield Place(directory, directory / "tls/certificate.pem", directory / "tls/key.pem", port), sink
 
 
-def run(names: Sequence[str], cases: Sequence[Case], rounds: int, seconds: float) -> list[Round]:
-    """All rounds, the systems in turn."""
+def run(names: Sequence[str], cases: Sequence[Case], rounds: int, seconds: float, half: float) -> list[Round]:
+    """All rounds, the systems in turn; then, for `half` seconds, ours and Postfix at half of their own highest rate."""
     found: list[Round] = []
     with contextlib.ExitStack() as stack:
         given, sink = stack.enter_context(place())
         running = [stack.enter_context(systems.STARTERS[name](given)) for name in names]
         for system in running:
-            measure(system, sink, Case(4, 10), 1.0)  # warm
+            measure(system, sink, Case(4, 10), 2.0)  # what is compiled or opened at the first use
         for number, case in itertools.product(range(rounds), cases):
             turn = (number + cases.index(case)) % len(running)
             for system in running[turn:] + running[:turn]:
-                one = measure(system, sink, case, seconds)
-                found.append(one)
-                print(line(one), flush=True)
+                found.append(measure(system, sink, case, seconds))
+                print(line(found[-1]), flush=True)
+        for system in (one for one in running if half and one.name in ("remails", "postfix")):
+            highest = max(median(found, system.name, case.name) for case in cases if case.size == 4)
+            found.append(measure(system, sink, Case(4, 50, rate=highest / 2), half))
+            print(line(found[-1]), flush=True)
     return found
+
+
+def median(rounds: Sequence[Round], system: str, case: str) -> float:
+    """Of the delivered rate."""
+    return statistics.median(one.delivered for one in rounds if (one.system, one.case) == (system, case))
 
 
 def line(one: Round) -> str:
@@ -235,7 +238,7 @@ def ratios(rounds: Sequence[Round], value: str = "delivered") -> dict[str, float
     found = {}
     for (system, case), theirs in series.items():
         if system != "remails" and ("remails", case) in series:
-            pairs = zip(series["remails", case], theirs, strict=True)
+            pairs = zip(series["remails", case], theirs, strict=True)  # each of one round
             found[f"{system}_{case}"] = statistics.median(our / their for our, their in pairs)
     return found
 
@@ -247,14 +250,25 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--sessions", nargs="+", type=int, default=[1, 10, 50])
     parser.add_argument("--once", action="store_true", help="a connection with login for each mail")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seconds", type=float, help="for which each is given mail in a round")
+    parser.add_argument("--half", type=float, default=0.0, help="seconds at half of the highest rate")
+    parser.add_argument("--full", action="store_true", help="longer")
     parser.add_argument("--keep", action="store_true", help="write bench/results/compare.json")
     options = parser.parse_args()
-    names = [name for name in options.systems if not _left_out(name)]
+    here = kept.machine()
+    names = [name for name in options.systems if not _left_out(name, options.full)]
     cases = [Case(size, sessions, options.once) for size in options.sizes for sessions in options.sessions]
+    if options.full:
+        cases.append(Case(4, 10, True))
     try:
-        rounds = run(names, cases, options.rounds, options.seconds)
+        rounds = run(
+            names,
+            cases,
+            options.rounds or (7 if options.full else 3),
+            options.seconds or (6.0 if options.full else 3.0),
+            options.half,
+        )
     except Wrong as error:
         raise SystemExit(f"FAILED: {error}") from None
     print("\nours to theirs, median of the rounds' pairs:")
@@ -265,12 +279,14 @@ def main() -> None:
     ):
         print(f"  {words}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios(rounds, value).items()))
     if options.keep:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "compare.json").write_bytes(msgspec.json.format(msgspec.json.encode(rounds)))
+        kept.write("compare", here, "full" if options.full else "quick", rounds)
 
 
-def _left_out(name: str) -> bool:
-    if lacking := systems.missing(name):
+def _left_out(name: str, strict: bool) -> bool:
+    lacking = systems.missing(name)
+    if lacking and strict:
+        raise SystemExit(f"{name} cannot be measured: {lacking} not here (tests/prepare bench, as root)")
+    if lacking:
         print(f"{name} is left out: {lacking} not here (tests/prepare bench, as root)")
     return bool(lacking)
 

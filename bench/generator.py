@@ -9,6 +9,7 @@ beforehand (a Poisson process) and a mail's time counts from then on, whether or
 """
 
 import asyncio
+import itertools
 import random
 import ssl
 import sys
@@ -23,14 +24,21 @@ import uvloop
 _PATIENCE = 60.0  # seconds for the sessions to end after the time is up
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do."""
+class Login(msgspec.Struct, frozen=True):
+    """As whom, and from which address."""
 
-    host: str
-    port: int
     username: str
     password: str
     mail_from: str
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do."""
+
+    port: int
+    """On 127.0.0.1, TLS from the first octet."""
+    logins: list[Login]
+    """Sessions take them in turn."""
     domain: str = "example.net"
     """Of the recipients; with `domains` above 1 it is `d<number>.<domain>`, in turn."""
     domains: int = 1
@@ -61,7 +69,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 class _Session(asyncio.Protocol):
     """One client: reads replies, and gives each to whoever waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, login: Login) -> None:
+        self.login = login
         self._buffer = b""
         self._reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
@@ -102,6 +111,7 @@ class Generator:
         self._order = order
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._context.check_hostname, self._context.verify_mode = False, ssl.CERT_NONE
+        self._logins = itertools.cycle(order.logins)
         self._begun: list[float] = []
         self._taken: list[float] = []
         self._refused: list[str] = []
@@ -114,7 +124,7 @@ class Generator:
         """All but the subject: words that no compression takes for one byte."""
         order, words = self._order, random.Random(1)
         header = (
-            f"\r\nFrom: Shop <{order.mail_from}>\r\nTo: Customer <customer@{order.domain}>\r\n"
+            f"\r\nTo: Customer <customer@{order.domain}>\r\n"
             "Date: Wed, 25 Nov 2026 12:00:00 +0000\r\nMIME-Version: 1.0\r\n"
             "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 7bit\r\n\r\n"
         ).encode()
@@ -126,11 +136,10 @@ class Generator:
     async def run(self) -> Result:
         """Send until the time is up."""
         order = self._order
-        sessions = (
-            [None] * order.sessions
-            if order.once
-            else await asyncio.gather(*(self._open() for _ in range(order.sessions)))
-        )
+        try:
+            sessions = [None if order.once else await self._open() for _ in range(order.sessions)]
+        except (OSError, ValueError) as error:
+            return Result(begun=[], taken=[], refused=[str(error)], cpu=0.0)
         started, cpu = time.monotonic(), time.process_time()
         self._until = started + order.seconds
         tasks = [asyncio.create_task(self._work(session)) for session in sessions]
@@ -180,22 +189,24 @@ class Generator:
 
     async def _open(self) -> _Session:
         order = self._order
+        login = next(self._logins)
         loop = asyncio.get_running_loop()
-        _, session = await loop.create_connection(_Session, order.host, order.port, ssl=self._context)
+        _, session = await loop.create_connection(lambda: _Session(login), "127.0.0.1", order.port, ssl=self._context)
         await session.reply(b"220")
         await session.command(b"EHLO client.example\r\n")
-        token = b64encode(f"\0{order.username}\0{order.password}".encode())
+        token = b64encode(f"\0{login.username}\0{login.password}".encode())
         await session.command(b"AUTH PLAIN " + token + b"\r\n", b"235")
         return session
 
     async def _send(self, session: _Session, number: int) -> None:
         order = self._order
         domain = order.domain if order.domains == 1 else f"d{number % order.domains}.{order.domain}"
-        await session.command(f"MAIL FROM:<{order.mail_from}>\r\n".encode())
+        await session.command(f"MAIL FROM:<{session.login.mail_from}>\r\n".encode())
         await session.command(f"RCPT TO:<r{number}@{domain}>\r\n".encode())
         await session.command(b"DATA\r\n", b"354")
-        subject = f"Subject: {order.prefix}{number}\r\nMessage-ID: <{order.prefix}{number}@client.example>".encode()
-        await session.command(subject + self._rest)
+        name = f"{order.prefix}{number}"
+        first = f"Subject: {name}\r\nMessage-ID: <{name}@client.example>\r\nFrom: Shop <{session.login.mail_from}>"
+        await session.command(first.encode() + self._rest)
 
 
 def main() -> None:

@@ -61,11 +61,12 @@ class Group:
     def remove(self) -> None:
         """End what is left of it."""
         deadline = time.monotonic() + 10
-        while self.pids() and time.monotonic() < deadline:
-            (self._path / "cgroup.kill").write_text("1")
-            time.sleep(0.05)
-        self._path.rmdir()
-        with contextlib.suppress(OSError):
+        (self._path / "cgroup.kill").write_text("1")
+        while self._path.exists() and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):  # it is not empty yet
+                self._path.rmdir()
+            time.sleep(0.02)
+        with contextlib.suppress(OSError):  # others are still there
             self._path.parent.rmdir()
 
 

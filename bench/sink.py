@@ -108,10 +108,10 @@ class _Sink:
         passed = asyncio.get_running_loop().time() - self.started
         return next((limit for at, limit in reversed(self._limits) if at <= passed), 0)
 
-    async def serve(self, ip: str, port: int, pipe: Connection) -> None:
+    async def serve(self, ips: list[str], port: int, pipe: Connection) -> None:
         loop = asyncio.get_running_loop()
         self.started = loop.time()
-        server = await loop.create_server(lambda: _Client(self), ip, port, backlog=1000)
+        server = await loop.create_server(lambda: _Client(self), ips, port, backlog=1000)
         pipe.send("ready")
         while True:
             await loop.run_in_executor(None, pipe.poll, None)
@@ -133,8 +133,8 @@ class _Sink:
         server.close()
 
 
-def _main(ip: str, port: int, delay: float, limits: list[tuple[float, int]], pipe: Connection) -> None:
-    uvloop.run(_Sink(delay, limits).serve(ip, port, pipe))
+def _main(ips: list[str], port: int, delay: float, limits: list[tuple[float, int]], pipe: Connection) -> None:
+    uvloop.run(_Sink(delay, limits).serve(ips, port, pipe))
 
 
 class Sink:
@@ -166,10 +166,14 @@ class Sink:
 
 
 @contextmanager
-def running(ip: str, port: int, *, delay: float = 0.0, limits: list[tuple[float, int]] | None = None) -> Iterator[Sink]:
-    """A sink, until the block ends. `limits`: from so many seconds on, so many connections at a time (0: any)."""
+def running(
+    ip: str | list[str], port: int, *, delay: float = 0.0, limits: list[tuple[float, int]] | None = None
+) -> Iterator[Sink]:
+    """A sink on one address or several, until the block ends. `limits`: from so many seconds on, so many connections at a time (0: any)."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_main, args=(ip, port, delay, limits or [], theirs))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_main, args=([ip] if isinstance(ip, str) else ip, port, delay, limits or [], theirs)
+    )
     process.start()
     ours.recv()
     try:

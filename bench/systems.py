@@ -23,6 +23,7 @@ from uuid import UUID
 import names
 import nexthops
 import psycopg
+from generator import Login
 from groups import Group
 from installation import free_base
 from workbench import free_port
@@ -50,8 +51,7 @@ class Door:
     """Where and as whom mail is handed in (TLS from the first octet, AUTH PLAIN)."""
 
     port: int
-    username: str
-    password: str
+    logins: list[Login]
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class System:
 
 
 @contextlib.contextmanager
-def _groups(*names: str) -> Iterator[dict[str, Group]]:
-    made = {name: Group(name) for name in names}
+def _groups(*names: str, within: str = "") -> Iterator[dict[str, Group]]:
+    made = {name: Group(f"{within}-{name}".strip("-")) for name in names}
     try:
         yield made
     finally:
@@ -176,13 +176,25 @@ def check_durable(conn: psycopg.Connection) -> None:
 
 
 @contextlib.contextmanager
-def remails(place: Place, options: Mapping[str, Mapping[str, object]] | None = None) -> Iterator[Remails]:
-    """Ours: every service as a process of its own, and PostgreSQL. `options`: more settings, by section."""
+def remails(
+    place: Place,
+    name: str = "remails",
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    exchanges: Mapping[str, str] | None = None,
+) -> Iterator[Remails]:
+    """Ours: every service as a process of its own, and PostgreSQL.
+
+    Args:
+        place: where.
+        name: of its own, where several of ours run.
+        options: more settings, by section.
+        exchanges: the MX of more domains, see names.running.
+    """
     ports = Ports.from_base(free_base())
-    home = Home(place.directory / "remails", ports)
+    home = Home(place.directory / name, ports)
     home.make()
     with contextlib.ExitStack() as stack:
-        groups = stack.enter_context(_groups("postgresql", "names", *WORDS))
+        groups = stack.enter_context(_groups("postgresql", "names", *WORDS, within=name))
         database = server(home.directory / "postgresql")
         stack.callback(database.stop)
         with groups["postgresql"].adopting():
@@ -198,12 +210,14 @@ def remails(place: Place, options: Mapping[str, Mapping[str, object]] | None = N
         demo = home.seed(db, settings)
         db.run(lambda conn: _verify(conn, demo))
         with groups["names"].adopting():
-            stack.enter_context(names.running(ports.dns, {SEEN: SINK_IP, f"*.{SEEN}": SINK_IP}))
+            stack.enter_context(names.running(ports.dns, {SEEN: SINK_IP, f"*.{SEEN}": SINK_IP} | dict(exchanges or {})))
         for word in WORDS:
             with groups[word].adopting():
-                stack.enter_context(_service(home, word))
+                stack.enter_context(_service(home, word, name))
         _wait_for_addresses(db)
-        yield Remails(Door(ports.smtps, demo.smtp_username, demo.smtp_password), groups, home, settings, demo, db)
+        yield Remails(
+            Door(ports.smtps, [Login(demo.smtp_username, demo.smtp_password, SENDER)]), groups, home, settings, demo, db
+        )
 
 
 def _write_settings(home: Home, place: Place, options: Mapping[str, Mapping[str, object]]) -> Settings:
@@ -244,10 +258,10 @@ def _verify(conn: psycopg.Connection, demo: Demo) -> None:
 
 
 @contextlib.contextmanager
-def _service(home: Home, word: str) -> Iterator[None]:
+def _service(home: Home, word: str, name: str) -> Iterator[None]:
     """One service, ready, until the block ends."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, (home.directory / f"{word}.log").open("wb") as log:
-        address = f"@remails-bench-{os.getpid()}-{word}"
+        address = f"@remails-bench-{os.getpid()}-{name}-{word}"
         told.bind("\0" + address[1:])
         told.settimeout(60)
         process = subprocess.Popen(
@@ -262,7 +276,12 @@ def _service(home: Home, word: str) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                print(f"{word} did not end:", Path(log.name).read_text()[-2000:], file=sys.stderr)
+                process.kill()
+                process.wait()
 
 
 def _wait_for_addresses(db: Database) -> None:
@@ -358,7 +377,7 @@ def postfix(place: Place) -> Iterator[Postfix]:
         with groups["postfix"].adopting():
             subprocess.run([*command, "start"], check=True, capture_output=True, timeout=30)
         try:
-            yield Postfix(Door(values["port"], USERNAME, PASSWORD), groups)
+            yield Postfix(Door(values["port"], [Login(USERNAME, PASSWORD, SENDER)]), groups)
         finally:
             subprocess.run([*command, "stop"], check=True, capture_output=True, timeout=30)
 
@@ -429,7 +448,7 @@ def exim(place: Place) -> Iterator[Exim]:
         with contextlib.ExitStack() as stack:
             with groups["exim"].adopting():
                 stack.enter_context(nexthops.running(kind, HOSTNAME, "127.0.0.1", values["port"]))
-            yield Exim(Door(values["port"], USERNAME, PASSWORD), groups)
+            yield Exim(Door(values["port"], [Login(USERNAME, PASSWORD, SENDER)]), groups)
 
 
 _HARAKA = {
@@ -440,8 +459,7 @@ _HARAKA = {
     "config/auth_flat_file.ini": "[core]\nmethods=PLAIN,LOGIN\nconstrain_sender=false\n[users]\n{username}={password}\n",
     "config/host_list": "",
     "config/outbound.ini": "enable_tls=false\n",
-    "config/log.ini": "[main]\nlevel=notice\n",
-    "config/connection.ini": "[main]\n",
+    "config/log.ini": "[main]\nlevel=notice\nformat=default\n",
     "plugins/to_sink.js": "exports.hook_get_mx = (next) => next(OK, {{priority: 0, exchange: '{sink_ip}', port: {sink_port}}})\n",
 }
 
@@ -457,8 +475,9 @@ def haraka(place: Place) -> Iterator[Haraka]:
     """Haraka, from bench/package.json."""
     directory = place.directory / "haraka"
     values = _values(place, directory)
+    shutil.copytree(HERE / "node_modules/Haraka/config", directory / "config")
+    (directory / "plugins").mkdir()
     for name, text in _HARAKA.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(text.format(**values))
     (directory / "queue").mkdir()
     with _groups("haraka") as groups, (directory / "log").open("wb") as log:
@@ -471,11 +490,13 @@ def haraka(place: Place) -> Iterator[Haraka]:
             )
         try:
             _wait_for_port(values["port"], process, directory / "log")
-            yield Haraka(Door(values["port"], USERNAME, PASSWORD), groups)
+            yield Haraka(Door(values["port"], [Login(USERNAME, PASSWORD, SENDER)]), groups)
         finally:
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(3)
+            process.kill()
+            process.wait()
 
 
 def _wait_for_port(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -133,7 +133,7 @@ class Home:
         self._keep("encryption_keys", lambda: vault.new_encryption_key("1"))
         self._keep("pepper", lambda: vault.new_secret(48))
         if not (self.directory / "tls" / "key.pem").exists():
-            self._make_certificate()
+            self.make_certificate()
         text = _SETTINGS.format(
             directory=_in_toml(self.directory),
             hostname=HOSTNAME,
@@ -155,7 +155,9 @@ class Home:
             _write_private(path, make())
         return path.read_text()
 
-    def _make_certificate(self) -> None:
+    def make_certificate(self) -> None:
+        """Write tls/certificate.pem and tls/key.pem, for localhost and the relay's name."""
+        (self.directory / "tls").mkdir(mode=0o700, parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
         now = datetime.datetime.now(datetime.UTC)
