@@ -29,9 +29,14 @@ def of_family(networks: Iterable[str], version: int) -> list[str]:
     return [str(network) for network in networks if (":" in network) == (version == 6)]
 
 
+def in_url(ip: str) -> str:
+    """An address as it stands before a port (RFC 3986, section 3.2.2)."""
+    return f"[{ip}]" if ":" in ip else ip
+
+
 def endpoint(ip: str) -> dict[str, str]:
     """Where the bus of the host with this address is, for publishers and for subscribers."""
-    host = f"[{ip}]" if ":" in ip else ip
+    host = in_url(ip)
     return {"publish": f"tcp://{host}:5561", "subscribe": f"tcp://{host}:5562"}
 
 
@@ -86,6 +91,7 @@ class FilterModule:
             "address_option": address_option,
             "addresses": addresses,
             "endpoint": endpoint,
+            "in_url": in_url,
             "unit_credentials": unit_credentials,
             "dsn_hosts": dsn_hosts,
             "of_family": of_family,

@@ -121,16 +121,24 @@ def secrets(groups: Groups, hosts: Hosts) -> Iterator[str]:
 def database(groups: Groups, hosts: Hosts) -> Iterator[str]:
     """There is one database: a host of ours, or one that remails_dsn names."""
     ours = groups.get("database") or []
-    if len(ours) > 1:
-        yield f"The group database has the hosts {_and(ours)}; leave one in it."
+    modes = {hosts[name].get("postgresql_mode") for name in ours} - {None}
+    if len(ours) > 1 and (len(ours) % 2 == 0 or modes - {"cluster"}):
+        yield (
+            f"The group database has the hosts {_and(ours)}; one is a database, three are a cluster (postgresql_mode: cluster)."
+        )
+    if len(ours) == 1 and "cluster" in modes:
+        yield f"postgresql_mode is cluster, but only {ours[0]} is in the group database; a cluster needs three hosts."
+    for name in ours if len(ours) > 1 else ():
+        if len(str(hosts[name].get("postgresql_cluster_secret") or "").strip()) < 32:
+            yield f"The secret postgresql_cluster_secret is missing for {name}; put one of remails keys vault into its vault.yml."
     for name in {name for service in SPEAKERS for name in groups.get(service, ())}:
         dsn, mode = str(hosts[name].get("remails_dsn") or ""), hosts[name].get("postgresql_mode")
-        if mode not in (None, "single", "managed"):
-            yield f"postgresql_mode is {mode!r}; make it single or managed."
+        if mode not in (None, "cluster", "single", "managed"):
+            yield f"postgresql_mode is {mode!r}; make it cluster, single or managed."
         if mode == "managed" and ours:
             yield f"postgresql_mode is managed, but {ours[0]} is in the group database; take it out, or make it single."
-        if mode == "single" and not ours:
-            yield "postgresql_mode is single, but no host is in the group database; put one there."
+        if mode in ("cluster", "single") and not ours:
+            yield f"postgresql_mode is {mode}, but no host is in the group database; put one there."
         if dsn and ours:
             yield f"Both remails_dsn and the group database ({ours[0]}) say where the database is; take one out."
         elif dsn:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
 import psycopg
 import psycopg.conninfo
@@ -64,7 +64,9 @@ class Database:
             timeout=settings.wait_timeout,
             max_waiting=settings.connections * 16,
             max_lifetime=3600,
-            reconnect_timeout=60,
+            # Its pauses between attempts double, so that it would look up long after a new primary is there; after this it asks
+            # whenever somebody wants a connection.
+            reconnect_timeout=2,
             open=False,
             name=name,
         )
@@ -201,20 +203,37 @@ class Coalescer(Generic[T, R]):
 
 
 class _Connection(psycopg.Connection[TupleRow]):
-    """A connection by whichever of two passwords the server takes."""
+    """A connection to the one of several servers that writes, by whichever of two passwords it takes."""
+
+    _wrote: ClassVar[dict[str, str]] = {}
+    """The host that wrote last, by the hosts of the connection string."""
 
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> "_Connection":
         """Connect. While the role's password is being changed the credential has two lines, the new one first."""
-        first, *others = str(psycopg.conninfo.conninfo_to_dict(conninfo).get("password", "")).split("\n")
-        if not others:
-            return super().connect(conninfo, **kwargs)
+        given = psycopg.conninfo.conninfo_to_dict(conninfo)
+        hosts = str(given.get("host", ""))
+        kwargs = {**kwargs, **cls._begin_with(cls._wrote.get(hosts), given)}
+        first, *others = str(given.get("password", "")).split("\n")
         try:
-            return super().connect(conninfo, **{**kwargs, "password": first})
+            conn = super().connect(conninfo, **({**kwargs, "password": first} if others else kwargs))
         except psycopg.OperationalError as error:
-            if error.pgconn is None or not error.pgconn.used_password:
+            if not others or error.pgconn is None or not error.pgconn.used_password:
                 raise
-        return super().connect(conninfo, **{**kwargs, "password": others[0]})
+            conn = super().connect(conninfo, **{**kwargs, "password": others[0]})
+        cls._wrote[hosts] = conn.info.host
+        return conn
+
+    @staticmethod
+    def _begin_with(host: str | None, given: dict[str, Any]) -> dict[str, str]:
+        """The hosts of a connection string, this one first: each that is switched off costs `connect_timeout`."""
+        hosts = str(given.get("host", "")).split(",")
+        ports = str(given.get("port", "")).split(",")
+        if host not in hosts or "hostaddr" in given or len(hosts) == 1:
+            return {}
+        places = [(one, ports[min(number, len(ports) - 1)]) for number, one in enumerate(hosts)]
+        places.sort(key=lambda place: place[0] != host)
+        return {"host": ",".join(one for one, _ in places), "port": ",".join(port for _, port in places)}
 
 
 def connect(conninfo: str, *, autocommit: bool = False) -> Connection:
@@ -233,10 +252,11 @@ def conninfo(settings: DatabaseSettings, password: str | None, name: str, *, loc
     extra: dict[str, Any] = {
         "application_name": f"remails-{name}",
         "connect_timeout": settings.connect_timeout,
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 15000,
+        # A server that vanished, without a word, is given up within 10 seconds: before another leads (`ttl` of Patroni: 20).
+        "keepalives_idle": 5,
+        "keepalives_interval": 3,
+        "keepalives_count": 2,
+        "tcp_user_timeout": 10000,
         # The first promise: a 250 means committed (synchronously, whatever the server's default is).
         "options": f"-c synchronous_commit=on -c statement_timeout={timeout} -c idle_in_transaction_session_timeout=60000"
         f" -c lock_timeout={lock} -c timezone=UTC",

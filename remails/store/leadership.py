@@ -3,7 +3,7 @@
 The leader is whoever's session holds an advisory lock, so leadership ends with the connection, whatever ended that, and
 PostgreSQL gives it to the next one who asks. It is a connection of its own, since a pool would hand the lock about;
 PostgreSQL must be reached directly, not through a pooler that shares sessions. A leader that is cut off notices within
-15 seconds (its `tcp_user_timeout`), the server ends such a session after 25: first one stops, then another starts.
+10 seconds (its `tcp_user_timeout`), the server ends such a session after 25: first one stops, then another starts.
 """
 
 import psycopg
