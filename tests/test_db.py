@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import socket
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -198,6 +200,32 @@ def test_several_hosts_mean_the_one_that_can_be_written_to() -> None:
     settings = DatabaseSettings(dsn="host=a,b dbname=remails")
     assert "target_session_attrs=read-write" in db_module.conninfo(settings, None, "test")
     assert "target_session_attrs" not in db_module.conninfo(DatabaseSettings(dsn="host=a"), None, "test")
+
+
+def test_the_host_that_wrote_last_is_asked_first(database: DatabaseSettings) -> None:
+    """A host that is switched off costs each connection the whole of `connect_timeout`, but only until another one writes."""
+    parts = psycopg.conninfo.conninfo_to_dict(database.dsn)
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        asked = 0
+
+        def hang_up() -> None:
+            nonlocal asked
+            with contextlib.suppress(OSError):
+                while True:
+                    dead.accept()[0].close()
+                    asked += 1
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        parts |= {"host": f"127.0.0.1,{parts['host']}", "port": f"{dead.getsockname()[1]},{parts.get('port', 5432)}"}
+        parts["target_session_attrs"] = "read-write"
+        several = psycopg.conninfo.make_conninfo("", **parts)
+        for _ in range(3):
+            with db_module.connect(several) as conn:
+                assert conn.execute("SELECT 1").fetchone() == (1,)
+        dead.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert asked == 1
 
 
 def test_the_password_stands_in_no_setting_of_ours(database: DatabaseSettings) -> None:

@@ -34,8 +34,7 @@ GROUPS = {
     "periodic": ["app1", "app2"],
     "outbound": ["out1", "out2", "out3"],
     "ipagent": ["out1", "out2", "out3"],
-    "database": ["data1"],
-    "spare": ["data2", "data3"],  # in no group of ours: bare but for base and firewall
+    "database": ["data1", "data2", "data3"],
     "edge": ["edge1", "edge2"],
     "monitoring": ["watch1"],
     "backups": ["watch1"],
@@ -44,11 +43,13 @@ SERVICES = ("api", "inbound", "outbound", "bus", "periodic", "ipagent")
 POOLS = {"shared": [f"{BYOIP}.11", f"{BYOIP}.12", f"{BYOIP}.13"], "acme": [f"{BYOIP}.21"]}
 PREFERRED = {f"{BYOIP}.11": "out1", f"{BYOIP}.12": "out2", f"{BYOIP}.13": "out3", f"{BYOIP}.21": "out1"}
 REMAILS = "/opt/remails/current/bin/remails"
+PATRONICTL = "patronictl -c /etc/patroni/config.yml"
 API_PORT = 8000
 
 UNSIGNED = ["test", "com", "net", *(f"{'.'.join(reversed(net.split('.')))}.in-addr.arpa" for net in (NETWORK, BYOIP))]
 
 FAKE = Path(__file__).parents[1] / "fakes/upcloud.py"
+CLUSTER_SECRET = "known to the members of the fleet's database only"
 CLOUD_PORT, ZONE, TOKEN = 8080, "nl-ams1", "ucat_of_the_fleet"
 
 
@@ -108,6 +109,7 @@ class Deployment:
         return {
             "firewall_control": [CONTROL],
             "postgresql_memory": 1024,
+            "postgresql_cluster_secret": CLUSTER_SECRET,
             "resolver_forward": [RESOLVER],  # the fleet has a DNS of its own, which nobody signs
             "resolver_unsigned": UNSIGNED,
             "remails_hostname": "relay.test",
@@ -165,11 +167,29 @@ class Deployment:
         return {row["ip"]: row for row in self.table("address", "list")}
 
     def sql(self, statement: str) -> list[list[str]]:
-        """Rows of a query, as text, from the database's own host."""
-        said = self.fleet.hosts["data1"].run(
+        """Rows of a query, as text, from the host that leads the database."""
+        said = self.fleet.hosts[self.leader()].run(
             f"runuser -u postgres -- psql -XAtq -d remails -c {shlex.quote(statement)}"
         )
         return [line.split("|") for line in said.splitlines()]
+
+    def members(self) -> dict[str, dict[str, Any]]:
+        """The members of the database cluster as Patroni sees them, by host; nothing if no member can be asked."""
+        for name in GROUPS["database"]:
+            host = self.fleet.hosts[name]
+            said = host.leader() and host.run(f"timeout 10 {PATRONICTL} list --format json", check=False)
+            if said and said.startswith("["):
+                return {member["Member"]: member for member in json.loads(said)}
+        return {}
+
+    def leader(self, limit: float = 60) -> str:
+        """The host that leads the database; waits until there is one."""
+
+        def ask() -> list[str]:
+            members = self.members().values()
+            return [one["Member"] for one in members if (one["Role"], one["State"]) == ("Leader", "running")]
+
+        return until(ask, limit, "the database to be led")[0]
 
     def holders(self) -> dict[str, str]:
         """The host of each address that is ready."""

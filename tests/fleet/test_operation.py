@@ -177,8 +177,9 @@ def _rotate(deployment: Deployment) -> Run:
 
 
 def test_ready_says_what_hinders(deployment: Deployment) -> None:
-    database = deployment.fleet.hosts["data1"]
-    database.kill()
+    databases = [deployment.fleet.hosts[name] for name in GROUPS["database"]]
+    for database in databases:
+        database.kill()
     try:
         host = deployment.fleet.hosts["out1"]
         until(
@@ -188,7 +189,9 @@ def test_ready_says_what_hinders(deployment: Deployment) -> None:
         assert [answer["ready"] for answer in said] == [False]
         assert said[0]["text"].startswith("database:")
     finally:
-        database.start()
-        database.wait()
+        for database in databases:
+            database.start()
+        for database in databases:
+            database.wait()
     for name in HOSTS:
         deployment.remails("ready", "--wait", "60", host=name)

@@ -37,7 +37,7 @@ def test_example_has_the_layout_of_a_vault_and_no_secret(inventory: str) -> None
 def test_secrets_are_never_shown() -> None:
     """A task that has a secret in it says no_log."""
     secret = re.compile(
-        r"remails_(?:database_password|pepper|encryption_keys|provider_token|bus_\w+_key)\b|_tls_key\b|vars', "
+        r"remails_(?:database_password|pepper|encryption_keys|provider_token|bus_\w+_key)\b|postgresql_cluster_secret|_tls_key\b|vars', "
     )
     tasks = 0
     for path in [*PROJECT.glob("roles/*/tasks/*.yml"), *PROJECT.glob("playbooks/*.yml")]:

@@ -23,6 +23,7 @@ COMMON: dict[str, Any] = {
     **{f"remails_{name}": "secret" for name in ("database_password", "encryption_keys", "pepper")},
     **{f"remails_{name}": KEY for name in ("bus_server_key", "bus_client_key", "bus_server_public_key")},
     "remails_bus_client_public_keys": [KEY],
+    "postgresql_cluster_secret": KEY,
     "ipagent_pools": [{"name": "shared", "default": True}, {"name": "acme"}],
     "ipagent_addresses": [
         {"ip": "203.0.113.11", "pool": "shared", "ptr_name": "out11.example.com", "preferred_host": "out1"},
@@ -58,6 +59,10 @@ class Inventory:
         for host in self.hosts.values():
             change(host)
 
+    def cluster(self) -> None:
+        """Let three hosts be the database."""
+        self.groups["database"] += ["out1", "out2"]
+
     def managed(self, dsn: str) -> None:
         """Take the database of somebody else."""
         self.groups["database"] = []
@@ -66,6 +71,8 @@ class Inventory:
 
 def test_inventory_without_a_mistake() -> None:
     inventory = Inventory()
+    assert preflight.mistakes(inventory.groups, inventory.hosts) == []
+    inventory.cluster()
     assert preflight.mistakes(inventory.groups, inventory.hosts) == []
     inventory.managed("host=a,b port=5432 dbname=remails user=remails target_session_attrs=read-write")
     assert preflight.mistakes(inventory.groups, inventory.hosts) == []
@@ -130,7 +137,19 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "two databases": (
         lambda i: i.groups["database"].append("app1"),
-        "The group database has the hosts data1, app1; leave one in it.",
+        "The group database has the hosts data1, app1; one is a database, three are a cluster (postgresql_mode: cluster).",
+    ),
+    "three hosts that are to be one": (
+        lambda i: (i.cluster(), i.set(postgresql_mode="single")),
+        "The group database has the hosts data1, out1, out2; one is a database, three are a cluster (postgresql_mode: cluster).",
+    ),
+    "cluster of one": (
+        lambda i: i.set(postgresql_mode="cluster"),
+        "postgresql_mode is cluster, but only data1 is in the group database; a cluster needs three hosts.",
+    ),
+    "cluster without its secret": (
+        lambda i: (i.cluster(), i.hosts["out1"].pop("postgresql_cluster_secret")),
+        "The secret postgresql_cluster_secret is missing for out1; put one of remails keys vault into its vault.yml.",
     ),
     "no database": (
         lambda i: i.groups["database"].clear(),

@@ -54,7 +54,8 @@ def test_fleet(ansible: Ansible, playbook: Path, secrets: Path, tmp_path: Path) 
         assert settings.host == name
         assert settings.mail.hostname == "relay.example.com"
         assert settings.database.dsn == (
-            "host=10.0.0.31 dbname=remails user=remails sslmode=require channel_binding=require"
+            "host=10.0.0.31,10.0.0.32,10.0.0.33 dbname=remails user=remails sslmode=require channel_binding=require"
+            " target_session_attrs=read-write"
         )
         assert [endpoint.publish for endpoint in settings.bus.endpoints] == [
             "tcp://10.0.0.11:5561",

@@ -141,7 +141,11 @@ def test_postgresql_listens_to_the_hosts_of_the_process_table(
     assert done.returncode == 0, done.stdout
     assert f"listen_addresses = {listens}\n" in (tmp_path / "remails.conf").read_text(encoding="utf-8")
     lines = (tmp_path / "pg_hba.conf").read_text(encoding="utf-8").splitlines()
-    assert [line.split()[3].removesuffix("/32") for line in lines if line.startswith("hostssl")] == clients
+    remote = [line.split() for line in lines if line.startswith("hostssl")]
+    assert [words[3].removesuffix("/32") for words in remote if words[2] == "remails"] == clients
+    assert {words[4] for words in remote} == {"scram-sha-256"}
+    peers = [words[3].removesuffix("/32") for words in remote if words[2] == "replicator"]
+    assert peers == ([] if example == "single" else ["10.0.0.31", "10.0.0.32", "10.0.0.33"])
     assert not any("trust" in line or " all " in line.replace("local   all      postgres", "") for line in lines[2:])
 
 
