@@ -5,6 +5,7 @@ for, so it cannot pipeline. Here a reply with two codes is an error, replies are
 marks the connection as `stale`: a server that is about to close an idle connection says so with 421 first.
 """
 
+import asyncio
 import re
 import ssl
 import time
@@ -40,6 +41,12 @@ class Protocol(SMTPProtocol):
         """Replies asked for and not read yet: the banner, at first."""
         self._is_reading = False
         self.stale = False
+        self.ended = asyncio.Event()
+        """Set once the connection is closed, on whichever side."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.ended.set()
 
     def data_received(self, data: bytes) -> None:
         if self._awaited == 0:

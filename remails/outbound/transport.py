@@ -34,7 +34,7 @@ from remails.outbound.route import Target
 from remails.outbound.security import Secured, Security, Trust, presented, server_name, trust
 
 _BLOCK = 256 * 1024
-_LAST_WORD = 2.0  # seconds for the answer to QUIT
+_LAST_WORD = 2.0  # seconds for the answer to QUIT, and for the end of TLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,16 +227,23 @@ class Session:
         return [one for one in said if not one.command.startswith("RCPT ") or f"{one.command} ".startswith(f"{own} ")]
 
     async def close(self) -> None:
-        """Say QUIT and close."""
+        """Say QUIT, end TLS and close; in bounded time."""
         with contextlib.suppress(aiosmtplib.SMTPException, OSError, ValueError, RuntimeError):
             await self._protocol.execute_command(b"QUIT", timeout=_LAST_WORD)
+        if self._protocol.transport is not None:
+            with contextlib.suppress(AttributeError):  # Python 3.11.2, when TLS is closed already
+                self._protocol.transport.close()
+        # Below TLS the socket stays open until the server has ended TLS too: when the loop ends before, it is never closed.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORD):
+                await self._protocol.ended.wait()
         self.abort()
 
     def abort(self) -> None:
         """Close without a word."""
-        if self._protocol.transport is not None:
+        if (transport := cast(asyncio.WriteTransport | None, self._protocol.transport)) is not None:
             with contextlib.suppress(AttributeError):  # Python 3.11.2, when TLS is closed already
-                self._protocol.transport.close()
+                transport.abort()
 
     async def _command(self, line: str) -> tuple[int, str]:
         return await self._protocol.execute_command(line.encode(), timeout=self._settings.command_timeout)

@@ -1,6 +1,7 @@
 """What becomes of a message at servers with every kind of TLS, under every rule: real handshakes, one row each."""
 
 import asyncio
+import contextlib
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -319,5 +320,45 @@ def test_a_host_whose_name_cannot_stand_in_a_certificate(directory: Path) -> Non
             await session.close()
             with pytest.raises(transport.Broken, match="no name that a certificate can have"):
                 await transport.connect(settings, Place(*where, STS))
+
+    uvloop.run(main())
+
+
+def test_goodbye_to_a_server_that_has_gone_silent(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither QUIT nor the end of TLS is answered: the socket is closed all the same, and soon."""
+    monkeypatch.setattr(transport, "_LAST_WORD", 0.1)
+
+    async def main() -> None:
+        async with served(Server(), directory) as (port, _):
+            silent, closed, ends = asyncio.Event(), asyncio.Event(), contextlib.ExitStack()
+
+            async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                ends.callback(writer.transport.abort)
+                behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", port)
+
+                async def back() -> None:
+                    while data := await behind_reader.read(65536):
+                        if not silent.is_set():
+                            writer.write(data)
+
+                answering = asyncio.create_task(back())
+                with contextlib.suppress(ConnectionResetError):
+                    while data := await reader.read(65536):
+                        behind_writer.write(data)
+                closed.set()
+                for end in (behind_writer, writer):
+                    end.close()
+                await answering
+
+            async with await asyncio.start_server(relay, "127.0.0.1", 0) as front:
+                settings = Outbound(port=front.sockets[0].getsockname()[1], command_timeout=5)
+                place = Place(Target(HOST, "127.0.0.1"), "127.0.0.1", "relay.example", OPPORTUNISTIC)
+                session = await transport.connect(settings, place)
+                assert session.secured.tls is not None
+                silent.set()
+                await session.close()
+                with ends:
+                    async with asyncio.timeout(5):  # asyncio itself would wait 30 s for the end of TLS
+                        await closed.wait()
 
     uvloop.run(main())
