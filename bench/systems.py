@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -273,6 +274,7 @@ def _service(home: Home, word: str, name: str) -> Iterator[None]:
         try:
             while b"READY=1" not in told.recv(4096):
                 pass
+            threading.Thread(target=_hear, args=(told,), daemon=True).start()
             yield
         finally:
             process.terminate()
@@ -282,6 +284,15 @@ def _service(home: Home, word: str, name: str) -> Iterator[None]:
                 print(f"{word} did not end:", Path(log.name).read_text()[-2000:], file=sys.stderr)
                 process.kill()
                 process.wait()
+            told.shutdown(socket.SHUT_RD)
+
+
+def _hear(told: socket.socket) -> None:
+    """Take what a service goes on telling of itself; it waits for that."""
+    with contextlib.suppress(OSError):  # the end
+        told.settimeout(None)
+        while told.recv(4096):
+            pass
 
 
 def _wait_for_addresses(db: Database) -> None:
