@@ -62,6 +62,18 @@ def dsn_hosts(dsn: str) -> list[dict[str, Any]]:
     return [{"host": host, "port": int(ports[min(number, len(ports) - 1)])} for number, host in enumerate(hosts)]
 
 
+def backup_place(repository: str) -> dict[str, Any]:
+    """The host and port of restic's word for a place: SFTP, S3 or REST; nothing for one without a host."""
+    kind, _, rest = repository.partition(":")
+    if kind not in ("sftp", "s3", "rest"):
+        return {}
+    found = re.match(r"(?:(https?):)?(?://)?(?:[^@/]*@)?(?:\[([^]]+)\]|([^:/]+))(?::(\d+))?", rest)
+    if not found:
+        return {}
+    port = {"sftp": 22}.get(kind, 80 if found[1] == "http" else 443)
+    return {"host": found[2] or found[3], "port": int(found[4] or port)}
+
+
 def scram_verifier(password: str) -> str:
     """What PostgreSQL stores for a password (RFC 5803); the same each time, since its salt is made of the password too."""
     salt = hmac.digest(password.encode(), b"remails postgresql", "sha256")[:16]
@@ -90,6 +102,7 @@ class FilterModule:
             "address": address,
             "address_option": address_option,
             "addresses": addresses,
+            "backup_place": backup_place,
             "endpoint": endpoint,
             "in_url": in_url,
             "unit_credentials": unit_credentials,

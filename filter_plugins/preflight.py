@@ -147,6 +147,41 @@ def database(groups: Groups, hosts: Hosts) -> Iterator[str]:
             yield "There is no database; put a host into the group database, or set remails_dsn."
 
 
+def backups(groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """One host keeps the backups of a database of ours, with what it encrypts by, and an independent place is named."""
+    keepers, ours = groups.get("backups") or [], groups.get("database") or []
+    if len(keepers) > 1:
+        yield f"The group backups has the hosts {_and(keepers)}; leave one in it."
+    if keepers and not ours:
+        yield "The group backups has a host, but the group database has none; who runs the database keeps its backups."
+        return
+    for name in {*keepers, *ours} if keepers else ():
+        said = {key: str(hosts[name].get(f"backups_{key}") or "").strip() for key in PLACE}
+        place, password = said["independent_repository"], said["independent_password"]
+        if not said["cipher_pass"]:
+            yield f"The secret backups_cipher_pass is missing for {name}; put one of remails keys vault into its vault.yml."
+        if not place:
+            yield "backups_independent_repository is missing; name a place out of reach of this fleet, or none if you have another way."
+        elif place != "none" and not password:
+            yield f"The secret backups_independent_password is missing for {name}; put one of remails keys vault into its vault.yml."
+        if place.startswith("sftp:"):
+            for key in ("independent_ssh_key", "independent_host_keys"):
+                if not said[key]:
+                    yield f"backups_{key} is missing for {name}; the SFTP server of the independent copies needs it."
+        if place.startswith("s3:") and not said["independent_s3_credentials"]:
+            yield f"The secret backups_independent_s3_credentials is missing for {name}; the independent place needs it."
+
+
+PLACE = (
+    "cipher_pass",
+    "independent_repository",
+    "independent_password",
+    "independent_ssh_key",
+    "independent_host_keys",
+    "independent_s3_credentials",
+)
+
+
 def _dsn(dsn: str) -> Iterator[str]:
     if "://" not in dsn and not re.fullmatch(r"\s*(?:\w+\s*=\s*(?:'[^']*'|[^\s']+)\s*)+", dsn):
         yield "remails_dsn is no connection string; write it like host=db.example.com dbname=remails user=remails."
@@ -279,6 +314,7 @@ CHECKS = (
     hostname,
     secrets,
     database,
+    backups,
     pools,
     outbound_addresses,
     settings,

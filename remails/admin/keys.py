@@ -71,6 +71,8 @@ def new_file(file: Path) -> None:
         "remails_encryption_keys": vault.new_encryption_key("1"),
         "remails_pepper": vault.new_secret(48),
         "postgresql_cluster_secret": vault.new_secret(48),
+        "backups_cipher_pass": vault.new_secret(48),
+        "backups_independent_password": vault.new_secret(48),
         **_new_server(),
         **_new_client([]),
     }

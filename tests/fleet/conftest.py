@@ -31,6 +31,7 @@ RELEASES = {
     "edge1": "bookworm",
     "edge2": "trixie",
     "watch1": "bookworm",
+    "place1": "trixie",  # somebody else's computer, where independent copies of the backups go
 }
 
 

@@ -5,6 +5,7 @@
     out1   out2   out3    outbound ipagent, an address of the operator's block each
     data1  data2  data3   database
     watch1                monitoring backups
+    place1                no host of ours: an SFTP server for independent copies
 
 One customer has a pool of its own, the other sends from the shared one.
 """
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import image
 from click.testing import CliRunner
 from controller import Controller, Run
 from hosts import BYOIP, CLOUD, CONTROL, NETWORK, RESOLVER, Fleet, until
@@ -52,6 +54,15 @@ FAKE = Path(__file__).parents[1] / "fakes/upcloud.py"
 CLUSTER_SECRET = "known to the members of the fleet's database only"
 CLOUD_PORT, ZONE, TOKEN = 8080, "nl-ams1", "ucat_of_the_fleet"
 
+COPIES = "/srv/copies"
+PLACE = f"""
+id keeper 2>/dev/null || useradd --create-home keeper
+install -d -o keeper {COPIES} ~keeper/.ssh
+echo 'restrict KEY' >~keeper/.ssh/authorized_keys
+printf 'Match User keeper\nForceCommand internal-sftp\n' >/etc/ssh/sshd_config.d/copies.conf
+systemctl reload ssh
+"""
+
 
 def ptr_name(ip: str) -> str:
     """The reverse name of an address of ours."""
@@ -83,6 +94,7 @@ class Deployment:
         self.controller = Controller(fleet, GROUPS, self.variables())
         for ip in PREFERRED:
             world.publish_address(ip, ptr_name(ip))
+        fleet.hosts["place1"].run(PLACE.replace("KEY", image.key().with_suffix(".pub").read_text(encoding="utf-8")))
         self._serve_cloud(fleet.directory / "cloud.json")
 
     def _serve_cloud(self, file: Path) -> None:
@@ -104,6 +116,7 @@ class Deployment:
             done = CliRunner().invoke(cli.main, ["keys", "new", str(credentials)], catch_exceptions=False)
             (credentials / "database_password").write_text(secrets.token_hex(24), encoding="ascii")
             (credentials / "settings").write_text(done.output, encoding="ascii")
+        place = self.fleet.hosts["place1"]
         bus = tomllib.loads((credentials / "settings").read_text(encoding="ascii"))["bus"]
         files = [path for path in credentials.iterdir() if path.name != "settings"]
         return {
@@ -125,6 +138,11 @@ class Deployment:
                 }
             },
             "api_listen": f"0.0.0.0:{API_PORT}",
+            "backups_cipher_pass": bus["server_public_key"],  # no secret of ours is one here
+            "backups_independent_password": bus["server_public_key"],
+            "backups_independent_repository": f"sftp:keeper@{place.ip}:{COPIES}/remails",
+            "backups_independent_ssh_key": image.key().read_text(encoding="utf-8"),
+            "backups_independent_host_keys": f"{place.ip} {place.run('cat /etc/ssh/ssh_host_ed25519_key.pub')}",
             "ipagent_pools": [{"name": pool, "default": pool == "shared"} for pool in POOLS],
             "ipagent_addresses": [
                 {

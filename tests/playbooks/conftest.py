@@ -45,5 +45,5 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("vault") / "vault.yml"
     CliRunner().invoke(cli.main, ["keys", "vault", str(file)], catch_exceptions=False)
     with file.open("a", encoding="utf-8") as opened:
-        opened.write('remails_provider_token: "token"\n')
+        opened.write('remails_provider_token: "token"\nbackups_independent_ssh_key: "key"\n')
     return file

@@ -80,8 +80,60 @@ def test_inventory_without_a_mistake() -> None:
     assert preflight.mistakes(inventory.groups, inventory.hosts) == []
 
 
+def kept(**change: Any) -> Callable[[Inventory], object]:
+    """Backups at a host of their own and by SFTP, but for a change."""
+    said = {
+        "backups_cipher_pass": "secret",
+        "backups_independent_repository": "sftp:me@192.0.2.99:/copies",
+        "backups_independent_password": "secret",
+        "backups_independent_ssh_key": "key",
+        "backups_independent_host_keys": "key",
+    }
+
+    def keep(inventory: Inventory) -> None:
+        inventory.groups["backups"] = ["out1"]
+        inventory.set(**said | change)
+
+    return keep
+
+
+def test_backups_without_a_mistake() -> None:
+    for change in ({}, {"backups_independent_repository": "none", "backups_independent_password": ""}):
+        inventory = Inventory()
+        kept(**change)(inventory)
+        assert preflight.mistakes(inventory.groups, inventory.hosts) == []
+
+
 Mistake = tuple[Callable[[Inventory], object], str]
 MISTAKES: dict[str, Mistake] = {
+    "two hosts of backups": (
+        lambda i: (kept()(i), i.groups.update(backups=["out1", "out2"])),
+        "The group backups has the hosts out1, out2; leave one in it.",
+    ),
+    "backups of somebody else's database": (
+        lambda i: (kept()(i), i.managed("host=db.example.com dbname=remails user=remails")),
+        "The group backups has a host, but the group database has none; who runs the database keeps its backups.",
+    ),
+    "backups that are not encrypted": (
+        kept(backups_cipher_pass=""),
+        "The secret backups_cipher_pass is missing for out1; put one of remails keys vault into its vault.yml.",
+    ),
+    "no independent place": (
+        kept(backups_independent_repository=""),
+        "backups_independent_repository is missing; name a place out of reach of this fleet, or none if you have another way.",
+    ),
+    "independent copy that is not encrypted": (
+        kept(backups_independent_password=""),
+        "The secret backups_independent_password is missing for data1; put one of remails keys vault into its vault.yml.",
+    ),
+    "SFTP server that could be anybody's": (
+        kept(backups_independent_host_keys=""),
+        "backups_independent_host_keys is missing for out1; the SFTP server of the independent copies needs it.",
+    ),
+    "S3 without credentials": (
+        kept(backups_independent_repository="s3:https://s3.example.com/copies"),
+        "The secret backups_independent_s3_credentials is missing for data1; the independent place needs it.",
+    ),
     "group that is nearly one of ours": (
         lambda i: i.groups.update(outbuond=i.groups["outbound"]),
         "The group outbuond means nothing here; did you mean outbound?",

@@ -119,7 +119,7 @@ def test_postgresql_listens_to_the_hosts_of_the_process_table(
     playbook.write_text(
         f"""
 - name: Render
-  hosts: database
+  hosts: {host}
   gather_facts: false
   connection: local
   roles:

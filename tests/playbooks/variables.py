@@ -12,6 +12,7 @@ ORDER = (
     "base",
     "firewall",
     "postgresql",
+    "backups",
     "resolver",
     "remails",
     "bus",
@@ -31,7 +32,8 @@ A value in `group_vars/all` is for all hosts, one in `host_vars/NAME` for one. S
 ansible-vault. What the services themselves can be told stands in [remails/config.py](../remails/config.py) and goes into
 `remails_settings`, with the sections and words of that file.
 
-Groups say who does what: `api inbound outbound ipagent bus periodic`, and `database` for a PostgreSQL of ours.
+Groups say who does what: `api inbound outbound ipagent bus periodic`, `database` for a PostgreSQL of ours, and
+`backups` for the host that keeps its backups.
 """
 
 
