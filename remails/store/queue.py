@@ -20,7 +20,7 @@ from uuid import UUID
 
 from psycopg.rows import class_row, scalar_row
 
-from remails.db import Connection
+from remails.db import Connection, one_statement
 from remails.store.ids import DeliveryId, DomainId, HostId, MessageId, OrganizationId, PoolId, ProjectId
 
 
@@ -208,6 +208,7 @@ WITH due AS MATERIALIZED (
 )
 
 
+@one_statement
 def claim_due(
     conn: Connection, host_id: HostId, sources: Sequence[str], *, lease: float, limit: int, but: But = _NOTHING
 ) -> list[Claim]:
@@ -215,6 +216,7 @@ def claim_due(
     return _claim(conn, _DUE, host_id, sources, lease=lease, limit=limit, but=but, message_ids=())
 
 
+@one_statement
 def claim_messages(
     conn: Connection,
     host_id: HostId,
@@ -256,6 +258,7 @@ def _claim(
         ).fetchall()
 
 
+@one_statement
 def bodies(conn: Connection, message_ids: Sequence[MessageId]) -> dict[MessageId, bytes]:
     """The raw bytes of some messages, each read once."""
     with conn.cursor(binary=True) as cursor:
@@ -265,6 +268,7 @@ def bodies(conn: Connection, message_ids: Sequence[MessageId]) -> dict[MessageId
         return {MessageId(message_id): raw for message_id, raw in rows}
 
 
+@one_statement
 def begin(conn: Connection, begun: Sequence[Begun]) -> set[DeliveryId]:
     """Note that these may be on their way from now on; returns those that are still ours to send."""
     with conn.cursor(row_factory=scalar_row) as cursor:
@@ -361,6 +365,7 @@ def note_many(conn: Connection, notes: Sequence[Note]) -> None:
     )
 
 
+@one_statement
 def renew(conn: Connection, claims: Sequence[tuple[DeliveryId, int]], lease: float) -> set[DeliveryId]:
     """Prolong the leases of claims that are being worked on; returns those that are still ours."""
     with conn.cursor(row_factory=scalar_row) as cursor:
@@ -376,6 +381,7 @@ def renew(conn: Connection, claims: Sequence[tuple[DeliveryId, int]], lease: flo
         return set(rows.fetchall())
 
 
+@one_statement
 def release(
     conn: Connection, claims: Sequence[tuple[DeliveryId, int]], delay: float = 0, why: str | None = None
 ) -> None:
