@@ -16,6 +16,7 @@ import msgspec
 import pictures
 import simulation
 from compare import Round, ratios
+from growth import Figure
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 RATIOS = ("postfix_4k_s10", "postfix_4k_s50", "postfix_50k_s10", "exim_4k_s10", "haraka_4k_s10")
@@ -199,6 +200,48 @@ def _plots(found: Compared) -> dict[str, str]:
     return drawn
 
 
+def _micro(part: kept.Part) -> str:
+    return table(
+        ["", "a second", "own processor time, ms", "PostgreSQL's, ms"],
+        [
+            [one["what"], f"{one['per_s']:,.0f}", f"{one['own_ms']:.3f}", f"{one['postgresql_ms']:.3f}"]
+            for one in part.figures
+        ],
+    )
+
+
+def _growth(figures: Sequence[Figure]) -> str:
+    rows = [
+        [one.what, "-" if one.p99_ms else f"{one.ratio:.2f}", f"{one.p99_ms:.0f} ms" if one.p99_ms else "-"]
+        for one in figures
+    ]
+    return table(["", "rate / that of a plain installation", "fresh mail to the sink, p99"], rows)
+
+
+def _growth_goals(figures: Sequence[Figure]) -> str:
+    rows = []
+    for one in figures:
+        match one.experiment:
+            case "waiting" if one.more == 1_000_000:
+                rows.append(["rate with 1,000,000 waiting", "at least 0.90", f"{one.ratio:.2f}"])
+            case "storm":
+                rows.append(
+                    [f"p99 of fresh mail in a storm of {one.more:,.0f}", "under 1000 ms", f"{one.p99_ms:.0f} ms"]
+                )
+            case "destinations":
+                rows.append(["rate with a tenth of the destinations dead", "at least 0.95", f"{one.ratio:.2f}"])
+    return table(["", "goal", "measured"], rows)
+
+
+def _growth_plot(figures: Sequence[Figure]) -> str | None:
+    given = {
+        words: [(0.0, 1.0), *((one.more, one.ratio) for one in figures if one.experiment == name)]
+        for name, words in (("waiting", "deliveries that are not due"), ("organizations", "organizations"))
+    }
+    given = {words: points for words, points in given.items() if len(points) > 1}
+    return pictures.lines("Rate, of that of a plain installation", given, "how many") if given else None
+
+
 def summary(parts: Mapping[str, kept.Part], found: Compared | None) -> dict[str, object]:
     """As it is kept in bench/results/summary.json."""
     measured = ratios(found.rounds) if found else {}
@@ -240,6 +283,13 @@ def main() -> None:
     plots = _plots(found) if found else {}
     if found:
         blocks |= simulation.blocks(found.groups("remails", "4k_s10"))
+    if "micro" in parts:
+        blocks["micro"] = _micro(parts["micro"])
+    if "growth" in parts:
+        growth = msgspec.convert(parts["growth"].figures, list[Figure])
+        blocks["growth"], blocks["growth_goals"] = _growth(growth), _growth_goals(growth)
+        if (drawn := _growth_plot(growth)) is not None:
+            plots["growth"] = drawn
     for name, text in plots.items():
         (kept.DIRECTORY / f"{name}.svg").write_text(text)
     text = msgspec.json.format(msgspec.json.encode(summary(parts, found)))

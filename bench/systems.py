@@ -132,6 +132,14 @@ class Remails(System):
 
         return self.db.run(count)
 
+    @contextlib.contextmanager
+    def started(self, word: str) -> Iterator[None]:
+        """One of the services, ready, until the block ends."""
+        with contextlib.ExitStack() as stack:
+            with self.groups[word].adopting():
+                stack.enter_context(_service(self.home, word))
+            yield
+
     def flushes(self) -> int:
         """How often the write-ahead log was brought to the disk so far."""
         return self.db.run(_flushes)
@@ -182,6 +190,7 @@ def remails(
     name: str = "remails",
     options: Mapping[str, Mapping[str, object]] | None = None,
     exchanges: Mapping[str, str] | None = None,
+    words: Sequence[str] = WORDS,
 ) -> Iterator[Remails]:
     """Ours: every service as a process of its own, and PostgreSQL.
 
@@ -190,6 +199,7 @@ def remails(
         name: of its own, where several of ours run.
         options: more settings, by section.
         exchanges: the MX of more domains, see names.running.
+        words: the services to start.
     """
     ports = Ports.from_base(free_base())
     home = Home(place.directory / name, ports)
@@ -212,13 +222,12 @@ def remails(
         db.run(lambda conn: _verify(conn, demo))
         with groups["names"].adopting():
             stack.enter_context(names.running(ports.dns, {SEEN: SINK_IP, f"*.{SEEN}": SINK_IP} | dict(exchanges or {})))
-        for word in WORDS:
-            with groups[word].adopting():
-                stack.enter_context(_service(home, word, name))
+        door = Door(ports.smtps, [Login(demo.smtp_username, demo.smtp_password, SENDER)])
+        system = Remails(door, groups, home, settings, demo, db)
+        for word in words:
+            stack.enter_context(system.started(word))
         _wait_for_addresses(db)
-        yield Remails(
-            Door(ports.smtps, [Login(demo.smtp_username, demo.smtp_password, SENDER)]), groups, home, settings, demo, db
-        )
+        yield system
 
 
 def _write_settings(home: Home, place: Place, options: Mapping[str, Mapping[str, object]]) -> Settings:
@@ -259,10 +268,10 @@ def _verify(conn: psycopg.Connection, demo: Demo) -> None:
 
 
 @contextlib.contextmanager
-def _service(home: Home, word: str, name: str) -> Iterator[None]:
+def _service(home: Home, word: str) -> Iterator[None]:
     """One service, ready, until the block ends."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, (home.directory / f"{word}.log").open("wb") as log:
-        address = f"@remails-bench-{os.getpid()}-{name}-{word}"
+        address = f"@remails-bench-{os.getpid()}-{home.directory.name}-{word}"
         told.bind("\0" + address[1:])
         told.settimeout(60)
         process = subprocess.Popen(
