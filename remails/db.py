@@ -24,7 +24,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 
 from remails import metrics
 from remails.config import Database as DatabaseSettings
-from remails.errors import ConfigError, Unavailable
+from remails.errors import ConfigError, Full, Unavailable
 from remails.logs import Log
 
 P = ParamSpec("P")
@@ -108,6 +108,7 @@ class Database:
         Raises:
             Unavailable: PostgreSQL cannot be reached, went away, or has no connection to spare. Nothing is
                 known to be committed then.
+            Full: its disk is full (SQLSTATE 53100), and nothing was committed.
         """
         try:
             asked = time.monotonic()
@@ -117,6 +118,11 @@ class Database:
         except (PoolTimeout, PoolClosed, TooManyRequests) as error:
             metrics.DATABASE_UNAVAILABLE.add()
             raise Unavailable(f"database: {error}") from error
+        except (
+            psycopg.errors.DiskFull
+        ) as error:  # the connection is good, what is there can be read, and much be written
+            metrics.DATABASE_UNAVAILABLE.add()
+            raise Full(f"database: {_first_line(error)}") from error
         except _OUTAGES as error:
             metrics.DATABASE_UNAVAILABLE.add()
             self._reap()
@@ -282,7 +288,8 @@ def conninfo(settings: DatabaseSettings, password: str | None, name: str, *, loc
         "keepalives_count": 2,
         "tcp_user_timeout": 10000,
         # The first promise: a 250 means committed (synchronously, whatever the server's default is).
-        "options": f"-c synchronous_commit=on -c statement_timeout={timeout} -c idle_in_transaction_session_timeout=60000"
+        # A host that dies within a transaction keeps its locks, and others waiting, until the server ends the session.
+        "options": f"-c synchronous_commit=on -c statement_timeout={timeout} -c idle_in_transaction_session_timeout=10000"
         f" -c lock_timeout={lock} -c timezone=UTC",
     }
     if password is not None:

@@ -2,7 +2,7 @@
 
 `Refused` carries both faces of a refusal and becomes a reply in exactly two places: `inbound.handler` (SMTP)
 and `api.problems` (HTTP). `Unavailable` is a trouble of ours that passes: 451 or 503, never a permanent
-error. `ConfigError` ends a process at its start with one sentence and exit status 78.
+error; `Full` is the one that has a reply of its own, 452. `ConfigError` ends a process at its start with one sentence and exit status 78.
 """
 
 
@@ -44,6 +44,10 @@ class Refused(Exception):
 
 class Unavailable(Exception):
     """Something of ours cannot be reached just now; the same request may succeed later."""
+
+
+class Full(Unavailable):
+    """There is no room left to store anything; there will be, once what is old has gone or somebody has made some."""
 
 
 class ConfigError(Exception):

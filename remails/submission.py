@@ -1,6 +1,6 @@
 """The one door: every mail, from SMTP or REST, comes in through `submit`.
 
-`submit` is the policy, read top to bottom: may this sender send at all, are the domains of envelope and From header its own
+`submit` is the policy, read top to bottom: may this sender send at all, is there room, are the domains of envelope and From header its own
 (on a label boundary) and verified, is it too fast, is its quota used up, who is suppressed, and from which address will it
 leave. Rate and quota count messages, whatever the number of their recipients. What passes is stored in one transaction for the
 whole batch; only after the commit does the caller hear "accepted" and the bus a note. A message that is refused leaves nothing
@@ -106,6 +106,7 @@ def check_sender(conn: Connection, sender: Sender, domain: str, throttle: Thrott
         Refused: the organization may not send, or not now; or `domain` is not the project's, or not verified.
     """
     project = _allowed(senders.projects(conn, [_key(sender)]).get(_key(sender)))
+    _room(project)
     _own_domain(senders.domains(conn, [(sender.project_id, domain, address.parents(domain))]), sender, domain)
     if project.rate is not None and (
         wait := (throttle or Throttle()).wait(conn, project.organization_id, project.rate)
@@ -137,6 +138,7 @@ def submit(
     with db.transaction() as conn:
         outcomes = _check_projects(conn, outcomes)
         outcomes = _find_repeated(conn, outcomes)
+        outcomes = _each(outcomes, _check_room, "room")
         outcomes = _check_domains(conn, outcomes)
         outcomes, drawn = _check_rates(conn, outcomes, throttle)
         outcomes = _check_quotas(conn, outcomes)
@@ -236,6 +238,25 @@ def _check_projects(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome
         return replace(mail, project=project, idempotency=kept)
 
     return _each(outcomes, check, "sender")
+
+
+def _check_room(mail: _Mail) -> _Mail:
+    assert mail.project is not None
+    _room(mail.project)
+    return mail
+
+
+def no_room() -> Refused:
+    """A disk is full, or nearly so: the client is to come back later."""
+    # RFC 3463 §3.4: X.3.1 is the mail system that is full.
+    text = "There is no room for the message just now, try again later"
+    return Refused(452, "4.3.1", text, status=503, retry_after=60)
+
+
+def _room(project: senders.Project) -> None:
+    """While PostgreSQL can still do all that delivery asks of it: with its disk full to the last it would stop."""
+    if project.is_storage_short:
+        raise no_room()
 
 
 def _find_repeated(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:

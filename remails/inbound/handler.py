@@ -14,7 +14,7 @@ from remails import metrics, submission
 from remails.bus.client import Publisher
 from remails.config import Mail
 from remails.db import Coalescer, Connection, Database
-from remails.errors import Refused, Unavailable
+from remails.errors import Full, Refused, Unavailable
 from remails.guard import Guard, network_of
 from remails.inbound import auth
 from remails.inbound.intake import Incoming
@@ -134,6 +134,9 @@ class Handler:
         """The reply to what went wrong. An outage or a mistake of ours is never a permanent error."""
         if isinstance(error, Refused):
             return error.reply
+        if isinstance(error, Full):
+            log.warning("put off", reason=error)
+            return submission.no_room().reply
         if isinstance(error, Unavailable):
             log.warning("put off", reason=error)
             return "451 4.3.0 Temporarily unavailable, try again later"

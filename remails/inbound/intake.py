@@ -20,6 +20,7 @@ from typing import IO, TypeVar
 from remails.config import Inbound
 from remails.errors import ConfigError, Refused
 from remails.logs import Log
+from remails.submission import no_room
 
 log = Log("remails.inbound")
 
@@ -138,7 +139,7 @@ class Incoming:
     async def _to_file(self) -> None:
         if self._intake.disk < self._in_memory:
             log.warning("no room for a message, receive_disk is used up", size=self.size)
-            self.refuse(_no_room())
+            self.refuse(no_room())
             return
         self._intake.disk -= self._in_memory
         self._in_file += self._in_memory
@@ -147,7 +148,7 @@ class Incoming:
             await self._intake.thread(lambda: self._write(blocks))
         except OSError as error:
             log.warning("no room for a message", directory=self._intake.directory, reason=error.strerror)
-            self.refuse(_no_room())
+            self.refuse(no_room())
         else:
             self._forget_blocks()
 
@@ -168,7 +169,3 @@ class Incoming:
 def too_large(limit: int) -> Refused:
     """What to say to a message of more than `limit` bytes."""
     return Refused(552, "5.3.4", f"Message larger than the limit of {limit} bytes", status=413)
-
-
-def _no_room() -> Refused:
-    return Refused(452, "4.3.1", "There is no room for the message just now, try again later", status=503)

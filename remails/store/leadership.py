@@ -71,6 +71,8 @@ class Leadership:
 
     def _connect(self) -> db.Connection:
         conn = db.connect(self._conninfo, autocommit=True)
-        # How soon the server notices that the leader's host is gone; its own default is two hours.
+        # How soon the server notices that the leader's host is gone; its own default is two hours. Where there is a
+        # tcp_user_timeout, and a server may have one, Linux goes by it and not by the number of unanswered probes.
         conn.execute("SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3")
+        conn.execute("SET tcp_user_timeout = '25s'")
         return conn

@@ -31,6 +31,8 @@ class Project:
     """The project's pool, else its organization's, else the default; None where there is no pool at all."""
     asked_at: datetime
     """The time of the transaction, by the database's clock."""
+    is_storage_short: bool
+    """Whether the database's disk has less room than is kept in reserve. What was seen long ago does not count."""
 
     @property
     def rate(self) -> Rate | None:
@@ -63,7 +65,8 @@ def projects(
                 o.quota_reset - interval '1 month' AS quota_since, o.quota_reset, o.plan, r.burst AS rate_burst,
                 r.per_hour AS rate_per_hour, p.expires_in,
                 coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)) AS pool_id,
-                now() AS asked_at
+                now() AS asked_at,
+                EXISTS (SELECT FROM storage WHERE is_short AND seen_at > now() - interval '2 minutes') AS is_storage_short
             FROM unnest(%s::uuid[], %s::uuid[]) AS wanted (project_id, organization_id)
             JOIN projects p ON p.id = wanted.project_id AND p.organization_id = wanted.organization_id
             JOIN organizations o ON o.id = p.organization_id

@@ -127,6 +127,8 @@ class Deployment:
             "firewall_control": [CONTROL],
             "postgresql_memory": 1024,
             "postgresql_cluster_secret": CLUSTER_SECRET,
+            "postgresql_reserve": 512,  # of a disk that is not theirs alone
+            "postgresql_ballast": 16,
             "resolver_forward": [RESOLVER],  # the fleet has a DNS of its own, which nobody signs
             "resolver_unsigned": UNSIGNED,
             "remails_hostname": "relay.test",
@@ -238,6 +240,25 @@ class Deployment:
         ):
             found.setdefault(text, set()).add(ip)
         return found
+
+    def ambiguous(self, subject: str) -> set[str]:
+        """The subjects, of those that begin so, of messages whose timeline says that they may arrive twice."""
+        return {
+            text
+            for (text,) in self.sql(
+                f"SELECT DISTINCT m.subject FROM messages m JOIN timeline t ON t.message_id = m.id "
+                f"WHERE m.subject LIKE '{subject}%' AND t.kind = 'ambiguous'"
+            )
+        }
+
+    def active(self) -> str:
+        """The host whose `periodic` is the active one; nothing where there is none."""
+        found = self.sql(
+            "SELECT DISTINCT host(client_addr) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+            "WHERE locktype = 'advisory' AND granted AND application_name LIKE 'remails-periodic%'"
+        )
+        by_ip = {host.ip: name for name, host in self.fleet.hosts.items()}
+        return next((by_ip[ip] for (ip,) in found), "")
 
     def last_event(self) -> int:
         """The number of the last event of any address."""

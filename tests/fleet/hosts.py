@@ -172,7 +172,11 @@ class Host:
         return None
 
     def kill(self) -> None:
-        """Pull the plug: every process is gone at once. The page cache is not, so this proves nothing about fsync."""
+        """Pull the plug: it falls silent, then every process is gone. Its page cache is not: this proves nothing about fsync.
+
+        Nobody hears of it: without the cable no connection is closed by its kernel, which goes on.
+        """
+        self.cut()
         _end(self.cgroup)
 
     def stop(self, limit: float = 90) -> None:

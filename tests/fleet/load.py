@@ -15,6 +15,7 @@ import email.policy
 import http.client
 import itertools
 import json
+import re
 import smtplib
 import ssl
 import threading
@@ -26,7 +27,7 @@ from typing import Literal
 
 from hosts import Fleet
 
-PATIENCE = 40  # attempts for one mail
+PATIENCE = 180  # seconds for one mail
 PAUSE = 0.25  # seconds after an attempt on each host has failed
 CONNECTION = 20  # mails on one SMTP connection
 
@@ -41,7 +42,26 @@ class Attempt:
     host: str
     result: Result
     reason: str
+    began: float  # by the monotonic clock
     seconds: float
+
+    @property
+    def ended(self) -> float:
+        """When the answer was there, by the monotonic clock."""
+        return self.began + self.seconds
+
+    @property
+    def answer(self) -> str:
+        """The code of the answer ("451", "503"), or "timeout" or "connection" where there was none."""
+        if code := re.search(r"\b[245]\d\d\b", self.reason):
+            return code[0]
+        return "timeout" if "TimeoutError" in self.reason or "timed out" in self.reason else "connection"
+
+    @property
+    def retriable(self) -> bool:
+        """Whether a client that does as it is told tries it again (RFC 5321 section 4.2.1, RFC 9110 section 15.6)."""
+        http = self.reason.startswith(("502", "503", "504"))
+        return self.answer in ("timeout", "connection") or (http or self.answer.startswith("4"))
 
 
 class Failed(Exception):
@@ -156,7 +176,8 @@ class Rest:
             except (OSError, http.client.HTTPException) as error:
                 raise Failed("unanswered", error) from None
         if answer.status != 201:
-            raise Failed("refused", f"{answer.status} {text.decode()[:200]}")
+            again = "" if answer.getheader("Retry-After") is None else " (Retry-After)"
+            raise Failed("refused", f"{answer.status}{again} {text.decode()[:200]}")
 
 
 @dataclass
@@ -207,9 +228,12 @@ class Load:
                 self._mail(number)
 
     def _mail(self, number: int) -> None:
-        for attempt in range(PATIENCE):
+        end = time.monotonic() + PATIENCE
+        for attempt in itertools.count():
             if attempt and attempt % len(self.hosts) == 0:
                 time.sleep(PAUSE)
+                if time.monotonic() > end:
+                    return
             ip = self.hosts[(number + attempt) % len(self.hosts)]
             subject = f"{self.name} {number} {attempt}"
             started, result, reason = time.monotonic(), "accepted", ""
@@ -217,7 +241,7 @@ class Load:
                 self.door.submit(ip, subject)
             except Failed as failed:
                 result, reason = failed.result, str(failed)
-            self.attempts.append(Attempt(subject, ip, result, reason, time.monotonic() - started))
+            self.attempts.append(Attempt(subject, ip, result, reason, started, time.monotonic() - started))
             if result == "accepted":
                 return
 
