@@ -216,6 +216,17 @@ class Deployment:
 
         return until(ask, limit, "the database to be led")[0]
 
+    def cluster_whole(self, limit: float = 120) -> None:
+        """Wait until every member of the database cluster does its part, one of them as the synchronous standby."""
+
+        def whole() -> bool:
+            members = self.members().values()
+            up = [one for one in members if one["State"] in ("running", "streaming")]
+            roles = {one["Role"] for one in up}
+            return len(up) == len(GROUPS["database"]) and {"Leader", "Sync Standby"} <= roles
+
+        until(whole, limit, "the cluster to be whole")
+
     def holders(self) -> dict[str, str]:
         """The host of each address that is ready."""
         return {ip: row["host"] for ip, row in self.addresses().items() if row["state"] == "ready"}
