@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Door:
     """Where and as whom mail is handed in (TLS from the first octet, AUTH PLAIN)."""
 
     port: int
-    logins: Sequence[Login]
+    logins: list[Login]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Remails(System):
     def unfinished(self) -> int:
         def count(conn: psycopg.Connection) -> int:
             row = conn.execute(
-                "SELECT count(*) FROM deliveries WHERE status <> 'delivered' AND next_attempt_at < now() + interval '1 hour'"
+                "SELECT count(*) FROM deliveries WHERE status <> 'delivered' AND next_attempt_at < now() + interval '1 day'"
             ).fetchone()
             assert row is not None
             return int(row[0])

@@ -195,31 +195,6 @@ def _dsn(dsn: str) -> Iterator[str]:
         yield "remails_dsn names several hosts; add target_session_attrs=read-write, so that the one that writes is found."
 
 
-def edges(groups: Groups, hosts: Hosts) -> Iterator[str]:
-    """Edges do not stand in their own way, and what is behind them knows that they are there."""
-    names = groups.get("edge", ())
-    for name in sorted({*names} & {*groups.get("inbound", ())}):
-        yield f"{name} is in the groups edge and inbound, which both listen on 465, 587 and 2525; take it out of one."
-    for address in _twice(_plain(one) for name in names[:1] for one in hosts[name].get("edge_addresses") or ()):
-        yield f"The address {address} is twice in edge_addresses; take one out."
-    owners = {str(host.get("remails_address") or host.get("ansible_host")): name for name, host in hosts.items()}
-    for name in names:
-        for address in hosts[name].get("edge_addresses") or ():
-            if not _is(ipaddress.ip_interface, address):
-                yield f"edge_addresses has {address!r}, which is no address; write it like 192.0.2.10 or 192.0.2.10/24."
-            elif owner := owners.get(address.partition("/")[0]):
-                yield f"edge_addresses has {address}, which is the own address of {owner}; take one that is nobody's."
-        for network in hosts[name].get("edge_proxy_trusted") or ():
-            if not _is(ipaddress.ip_network, network):
-                yield f"edge_proxy_trusted has {network!r}, which is no network; write it like 192.0.2.0/24."
-    for name in groups.get("api", ()) if names else ():
-        url = _said(hosts[name], "api").get("url") or "nothing"
-        if not str(url).startswith("https://"):
-            yield f"api.url is {url}, but the edges speak HTTPS; set it in remails_settings to how people come to the pages."
-        if re.match(r"127\.|\[::1]|localhost", str(hosts[name].get("api_listen") or "")):
-            yield f"api_listen of {name} is {hosts[name]['api_listen']}, where no edge can reach it; take api_listen out."
-
-
 def pools(groups: Groups, hosts: Hosts) -> Iterator[str]:
     """Pools are named once, and one is the default."""
     for host in _declaring(groups, hosts):
@@ -252,6 +227,31 @@ def outbound_addresses(groups: Groups, hosts: Hosts) -> Iterator[str]:
             provider = one.get("provider", "static")
             if holders and provider not in {_provider(hosts[name]) for name in holders}:
                 yield f"The address {ip} is moved by {provider}, but no host of ipagent is; set ipagent.provider in remails_settings."
+
+
+def monitoring(groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """Somebody hears of alerts, by a way that does not lead through what they speak of."""
+    for name in groups.get("monitoring") or ():
+        host = hosts[name]
+        smarthost = str(host.get("monitoring_mail_smarthost") or "")
+        server, _, port = smarthost.rpartition(":")
+        ours = {str(host.get("remails_hostname")), *hosts, *(str(one.get("ansible_host")) for one in hosts.values())}
+        ours |= {str(one.get("remails_address")) for one in hosts.values()}
+        if not host.get("monitoring_mail_enabled", True):
+            if not host.get("monitoring_webhook"):
+                yield "monitoring_mail_enabled is false and there is no monitoring_webhook; nobody would hear of alerts, so set one."
+        elif not server or not port.isdecimal():
+            yield (
+                f"monitoring_mail_smarthost is {smarthost!r}; set it to host:port of a mail server of somebody else, "
+                "or monitoring_mail_enabled to false."
+            )
+        elif server.strip("[]") in ours:
+            yield f"monitoring_mail_smarthost is {smarthost}, which is this relay; alerts must not depend on it, so name another server."
+        elif not host.get("monitoring_mail_to"):
+            yield "monitoring_mail_to is empty; list who is told of alerts."
+        listen = str(host.get("monitoring_listen") or "127.")
+        if not re.match(r"127\.|\[::1]", listen) and not host.get("monitoring_password_hash"):
+            yield f"monitoring_listen is {listen}, which others reach, without a password; set monitoring_password_hash."
 
 
 def settings(_groups: Groups, hosts: Hosts) -> Iterator[str]:
@@ -306,14 +306,9 @@ def _declaring(groups: Groups, hosts: Hosts) -> list[Host]:
     return [hosts[name] for name in groups.get("periodic", ())[:1]]
 
 
-def _said(host: Host, section: str) -> dict[str, Any]:
-    """What the inventory says in a section of the settings."""
-    said = [(host.get(name) or {}).get(section) or {} for name in ("remails_settings", "remails_host_settings")]
-    return {**said[0], **said[1]}
-
-
 def _provider(host: Host) -> str:
-    return str(_said(host, "ipagent").get("provider") or "static")
+    said = [(host.get(name) or {}).get("ipagent") or {} for name in ("remails_settings", "remails_host_settings")]
+    return str(said[1].get("provider") or said[0].get("provider") or "static")
 
 
 def _twice(names: Iterable[Any]) -> list[Any]:
@@ -345,9 +340,9 @@ CHECKS = (
     secrets,
     database,
     backups,
-    edges,
     pools,
     outbound_addresses,
+    monitoring,
     settings,
 )
 
