@@ -52,7 +52,7 @@ class Door:
     """Where and as whom mail is handed in (TLS from the first octet, AUTH PLAIN)."""
 
     port: int
-    logins: list[Login]
+    logins: Sequence[Login]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Remails(System):
     def unfinished(self) -> int:
         def count(conn: psycopg.Connection) -> int:
             row = conn.execute(
-                "SELECT count(*) FROM deliveries WHERE status <> 'delivered' AND next_attempt_at < now() + interval '1 day'"
+                "SELECT count(*) FROM deliveries WHERE status <> 'delivered' AND next_attempt_at < now() + interval '1 hour'"
             ).fetchone()
             assert row is not None
             return int(row[0])

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import ipaddress
 import json
 import re
 import urllib.parse
@@ -32,6 +33,11 @@ def of_family(networks: Iterable[str], version: int) -> list[str]:
 def in_url(ip: str) -> str:
     """An address as it stands before a port (RFC 3986, section 3.2.2)."""
     return f"[{ip}]" if ":" in ip else ip
+
+
+def networks(ips: Iterable[str]) -> list[str]:
+    """Each address as a network of its own."""
+    return [str(ipaddress.ip_network(ip)) for ip in ips]
 
 
 def endpoint(ip: str) -> dict[str, str]:
@@ -107,6 +113,7 @@ class FilterModule:
             "in_url": in_url,
             "unit_credentials": unit_credentials,
             "dsn_hosts": dsn_hosts,
+            "networks": networks,
             "of_family": of_family,
             "scram_verifier": scram_verifier,
             "toml": toml,

@@ -195,6 +195,31 @@ def _dsn(dsn: str) -> Iterator[str]:
         yield "remails_dsn names several hosts; add target_session_attrs=read-write, so that the one that writes is found."
 
 
+def edges(groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """Edges do not stand in their own way, and what is behind them knows that they are there."""
+    names = groups.get("edge", ())
+    for name in sorted({*names} & {*groups.get("inbound", ())}):
+        yield f"{name} is in the groups edge and inbound, which both listen on 465, 587 and 2525; take it out of one."
+    for address in _twice(_plain(one) for name in names[:1] for one in hosts[name].get("edge_addresses") or ()):
+        yield f"The address {address} is twice in edge_addresses; take one out."
+    owners = {str(host.get("remails_address") or host.get("ansible_host")): name for name, host in hosts.items()}
+    for name in names:
+        for address in hosts[name].get("edge_addresses") or ():
+            if not _is(ipaddress.ip_interface, address):
+                yield f"edge_addresses has {address!r}, which is no address; write it like 192.0.2.10 or 192.0.2.10/24."
+            elif owner := owners.get(address.partition("/")[0]):
+                yield f"edge_addresses has {address}, which is the own address of {owner}; take one that is nobody's."
+        for network in hosts[name].get("edge_proxy_trusted") or ():
+            if not _is(ipaddress.ip_network, network):
+                yield f"edge_proxy_trusted has {network!r}, which is no network; write it like 192.0.2.0/24."
+    for name in groups.get("api", ()) if names else ():
+        url = _said(hosts[name], "api").get("url") or "nothing"
+        if not str(url).startswith("https://"):
+            yield f"api.url is {url}, but the edges speak HTTPS; set it in remails_settings to how people come to the pages."
+        if re.match(r"127\.|\[::1]|localhost", str(hosts[name].get("api_listen") or "")):
+            yield f"api_listen of {name} is {hosts[name]['api_listen']}, where no edge can reach it; take api_listen out."
+
+
 def pools(groups: Groups, hosts: Hosts) -> Iterator[str]:
     """Pools are named once, and one is the default."""
     for host in _declaring(groups, hosts):
@@ -306,9 +331,14 @@ def _declaring(groups: Groups, hosts: Hosts) -> list[Host]:
     return [hosts[name] for name in groups.get("periodic", ())[:1]]
 
 
+def _said(host: Host, section: str) -> dict[str, Any]:
+    """What the inventory says in a section of the settings."""
+    said = [(host.get(name) or {}).get(section) or {} for name in ("remails_settings", "remails_host_settings")]
+    return {**said[0], **said[1]}
+
+
 def _provider(host: Host) -> str:
-    said = [(host.get(name) or {}).get("ipagent") or {} for name in ("remails_settings", "remails_host_settings")]
-    return str(said[1].get("provider") or said[0].get("provider") or "static")
+    return str(_said(host, "ipagent").get("provider") or "static")
 
 
 def _twice(names: Iterable[Any]) -> list[Any]:
@@ -340,6 +370,7 @@ CHECKS = (
     secrets,
     database,
     backups,
+    edges,
     pools,
     outbound_addresses,
     monitoring,

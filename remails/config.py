@@ -100,6 +100,8 @@ class Api(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Shown in /api/config; anything but `production` is kept out of search engines."""
     trusted_proxies: Annotated[int, Meta(ge=0)] = 0
     """How many proxies of ours stand in front and set X-Forwarded-For."""
+    proxy_trusted: tuple[str, ...] = ()
+    """Networks of those that are asked by them; what anybody else says of its client is not believed. Empty: whoever comes is one."""
 
 
 class Certificate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -362,8 +364,9 @@ def decode(data: bytes, source: str = "settings") -> Settings:
     endpoint(settings.api.listen, 8000, f"{source}: api.listen")
     for probe in settings.ipagent.probes:
         endpoint(probe, 25, f"{source}: ipagent.probes")
-    for network in settings.inbound.proxy_trusted:
-        _check_network(network, f"{source}: inbound.proxy_trusted")
+    for section in ("api", "inbound"):
+        for network in getattr(settings, section).proxy_trusted:
+            _check_network(network, f"{source}: {section}.proxy_trusted")
     for network in settings.bans.allow:
         _check_network(network, f"{source}: bans.allow")
     if settings.logs.level not in ("DEBUG", "INFO", "WARNING", "ERROR"):

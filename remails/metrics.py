@@ -38,6 +38,7 @@ class Metric:
 
     def __init__(self, kind: str, name: str, text: str, *labels: str, **options: Any) -> None:
         self.kind, self.name, self.text, self.labels, self._options = kind, f"remails_{name}", text, labels, options
+        self._children: dict[tuple[tuple[str, str], ...], Any] = {}
         Metric.all[self.shown] = self
 
     @property
@@ -52,7 +53,12 @@ class Metric:
         return getattr(prometheus_client, self.kind)(self.name, self.text, self.labels, **self._options)
 
     def _of(self, labels: dict[str, str]) -> Any:
-        return self._made.labels(**labels) if labels else self._made
+        if not labels:
+            return self._made
+        given = tuple(labels.items())
+        if given not in self._children:  # the library takes far longer to find it
+            self._children[given] = self._made.labels(**labels)
+        return self._children[given]
 
     def add(self, number: float = 1, **labels: str) -> None:
         """Count up; a gauge may be counted down too."""
@@ -68,6 +74,7 @@ class Metric:
 
     def clear(self) -> None:
         """Show no numbers of this metric until there are new ones."""
+        self._children.clear()
         if self.labels:
             self._made.clear()
         else:

@@ -2,9 +2,14 @@
 
 import asyncio
 import contextlib
+import importlib
+import inspect
+import pkgutil
+import re
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +17,9 @@ import psycopg
 import pytest
 
 from remails import db as db_module
+from remails import store
 from remails.config import Database as DatabaseSettings
-from remails.db import Coalescer, Connection, Database
+from remails.db import Coalescer, Connection, Database, one_statement
 from remails.dev.postgresql import Server
 from remails.errors import ConfigError, Unavailable
 
@@ -259,3 +265,34 @@ def test_while_the_password_is_changed_both_are_tried(tmp_path: Path) -> None:
             conn.execute("ALTER ROLE remails PASSWORD 'new'")
             assert works("new\nold") and works("new")
             assert not works("neither\nold")
+
+
+@one_statement
+def _count(conn: Connection, number: int, *, divisor: int = 1) -> str:
+    conn.execute(
+        "INSERT INTO usage_log SELECT %s, %s, now(), %s, 1 / %s", [uuid.uuid4(), uuid.uuid4(), number, divisor]
+    )
+    return conn.info.transaction_status.name
+
+
+def test_one_statement_is_a_transaction_by_itself(db: Database) -> None:
+    assert db.run(_count, 3) == "IDLE"
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        db.run(_count, 4, divisor=0)
+    with db.transaction() as conn:  # the same connection, in a transaction again
+        assert conn.execute("SELECT messages FROM usage_log").fetchall() == [(3,)]
+        assert conn.info.transaction_status.name == "INTRANS"
+
+
+def test_what_is_marked_as_one_statement_executes_one() -> None:
+    marked = [
+        fn
+        for module in pkgutil.iter_modules(store.__path__, "remails.store.")
+        for fn in vars(importlib.import_module(module.name)).values()
+        if hasattr(fn, "is_one_statement")
+    ]
+    assert len(marked) > 5
+    for fn in marked:
+        source = inspect.getsource(fn)
+        assert source.count("execute(") + source.count("_claim(conn") == 1, fn.__qualname__
+        assert not re.search(r"^ +(for|while) .*:$", source, re.MULTILINE), fn.__qualname__

@@ -4,9 +4,11 @@
 rule for each route (`auth`), leave errors to `problems`, and find settings and database through `state`.
 """
 
+import ipaddress
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import flask
 from flask import g, request
@@ -19,7 +21,7 @@ from remails.api import auth, operations, problems, reference, rest
 from remails.api.state import State
 from remails.api.ui import pages
 from remails.bus.client import Publisher
-from remails.config import Settings
+from remails.config import Api, Settings
 from remails.db import Database
 from remails.guard import Guard
 from remails.logs import Log
@@ -44,8 +46,8 @@ def create_app(settings: Settings, db: Database, publisher: Publisher, vault: Va
     app.config["MAX_CONTENT_LENGTH"] = MAX_FORM
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = 3600  # of static files, whose address changes with the version
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    if proxies := settings.api.trusted_proxies:
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=0)  # type: ignore[method-assign]
+    if settings.api.trusted_proxies:
+        app.wsgi_app = _BehindProxies(app.wsgi_app, settings.api)  # type: ignore[method-assign]
     app.before_request(_start)
     problems.register(app)
     auth.register(app)
@@ -54,6 +56,21 @@ def create_app(settings: Settings, db: Database, publisher: Publisher, vault: Va
     app.register_blueprint(pages.blueprint)
     app.after_request(_finish(settings))
     return app
+
+
+class _BehindProxies(ProxyFix):
+    """Believe what proxies say of their client, if they are ours."""
+
+    def __init__(self, app: WSGIApplication, settings: Api) -> None:
+        super().__init__(app, x_for=settings.trusted_proxies, x_proto=settings.trusted_proxies, x_host=0)
+        self._networks = [ipaddress.ip_network(text) for text in settings.proxy_trusted]
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        peer = environ.get("REMOTE_ADDR") or "127.0.0.1"  # a UNIX socket has none
+        if self._networks and not any(ipaddress.ip_address(peer) in network for network in self._networks):
+            return self.app(environ, start_response)
+        return super().__call__(environ, start_response)
 
 
 def _start() -> None:

@@ -86,20 +86,18 @@ class Publisher:
         """Say one note."""
         if not self._settings.endpoints:
             return
-        payload = events.encode(event)
+        topic, payload = event.topic, events.encode(event)
         with self._lock:
             socket = self._opened()
-            self._numbers[event.topic] += 1
-            header = _HEADER.pack(self._id, self._numbers[event.topic])
-            if event.word == "attempted":
-                # A topic of its own for each message: do not remember them all.
-                del self._numbers[event.topic]
+            number = 1
+            if event.word != "attempted":  # those have a topic for each message: they are not all remembered
+                number = self._numbers[topic] = self._numbers[topic] + 1
             try:
-                socket.send_multipart([event.topic.encode(), header, payload], zmq.DONTWAIT)
+                socket.send_multipart([topic.encode(), _HEADER.pack(self._id, number), payload], zmq.DONTWAIT)
                 metrics.NOTES_SENT.add()
             except zmq.ZMQError as error:
                 metrics.NOTES_UNSENT.add()
-                log.debug("note lost", topic=event.topic, reason=error)
+                log.debug("note lost", topic=topic, reason=error)
 
     def close(self) -> None:
         """Let go of the socket, after a moment for what was just said."""

@@ -207,7 +207,7 @@ class Server:
         """Bring a connection to where its session begins."""
         client = "unknown"
         try:
-            client = await self._client(connection)
+            client, speaks_for_itself = await self._client(connection)
             if seconds := self._guard.banned(network_of(client)):
                 metrics.SMTP_CONNECTIONS.add(outcome="banned")
                 return await _turn_away(connection, client, seconds, speaks=not tls)
@@ -217,7 +217,7 @@ class Server:
                 await self._open_tls(connection, client)
             else:
                 await asyncio.get_running_loop().connect_accepted_socket(lambda: self._session(client), connection)
-            metrics.SMTP_CONNECTIONS.add(outcome="served")
+            metrics.SMTP_CONNECTIONS.add(outcome="check" if speaks_for_itself else "served")
         except (proxy.BadHeader, EOFError, OSError) as error:
             # TimeoutError and SSLError are OSErrors.
             metrics.SMTP_CONNECTIONS.add(outcome="failed")
@@ -248,14 +248,16 @@ class Server:
             if not self._handshakes[network]:
                 del self._handshakes[network]
 
-    async def _client(self, connection: socket.socket) -> str:
-        """The address of who speaks: the peer, or whom a trusted peer speaks for."""
+    async def _client(self, connection: socket.socket) -> tuple[str, bool]:
+        """The address of who speaks, the peer or whom a trusted peer speaks for; and whether that is a proxy for itself, which looks
+        how we are."""
         peer = address_of(connection.getpeername())
         if not self._trusts(peer):
-            return peer
+            return peer, False
         try:
             async with asyncio.timeout(_PROXY_TIMEOUT):
-                return await proxy.client(connection) or peer
+                told = await proxy.client(connection)
+                return told or peer, told is None
         except (proxy.BadHeader, EOFError, OSError) as error:
             raise proxy.BadHeader(f"trusted proxy {peer}: {str(error) or 'no PROXY header in time'}") from None
 

@@ -63,5 +63,7 @@ def lost(phase: Phase, text: str) -> Reply:
 
 def printable(text: str) -> str:
     """Valid, printable, on one line and bounded: what a remote server may have sent is not (case O25)."""
-    valid = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in valid).split())[:_LONGEST_TEXT]
+    if not (text.isascii() and text.isprintable()):
+        valid = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        text = "".join(c if c.isprintable() else " " for c in valid)
+    return " ".join(text.split())[:_LONGEST_TEXT]

@@ -1,7 +1,7 @@
 """One message on its way: from a claim to a recorded result.
 
 `Courier.deliver` takes all claims of one message and offers the message to each destination domain in one transaction for all its
-recipients there. The body is loaded and signed once for all of them: before there is a slot, or, if it is large, only then. Each result is
+recipients there. The body is signed once for all of them: before there is a slot, or, if it is large, loaded and signed only then. Each result is
 recorded as soon as the remote server has answered; no database connection is held during a dialogue. A result that cannot
 be recorded because the database is away is kept and tried again until it can: losing it would mean a second copy.
 """
@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -39,6 +39,8 @@ from remails.store.queue import Begun, Claim, Result
 
 log = Log("remails.outbound")
 
+T = TypeVar("T")
+
 Load = Callable[[Claim], Awaitable[bytes | None]]
 Begin = Callable[[Begun], Awaitable[bool]]
 Record = Callable[[tuple[Claim, Result, Blame]], Awaitable[None]]
@@ -50,7 +52,8 @@ _KIND = {
     Outcome.FAILED: ("failed", "failed"),
     Outcome.AMBIGUOUS: ("reattempt", "ambiguous"),
 }
-_SMALL = 64 * 1024  # bytes; larger messages are loaded only when it is their turn
+SMALL = 64 * 1024
+"""Bytes; larger messages are loaded only when it is their turn."""
 
 
 class Signer(Protocol):
@@ -79,8 +82,8 @@ class Try:
 class _Message:
     """The bytes of one message, loaded and signed when they are needed first."""
 
-    def __init__(self, claim: Claim, load: Load, signer: Signer) -> None:
-        self._claim, self._load, self._signer = claim, load, signer
+    def __init__(self, claim: Claim, raw: bytes | None, load: Load, signer: Signer) -> None:
+        self._claim, self._raw, self._load, self._signer = claim, raw, load, signer
         self._lock = asyncio.Lock()
         self._wire: bytes | Reply | None = None
         self._seven_bit: list[bytes | None] = []
@@ -102,7 +105,9 @@ class _Message:
             return self._seven_bit[0]
 
     async def _signed(self) -> bytes | Reply:
-        raw = await self._load(self._claim)
+        raw, self._raw = self._raw, None
+        if raw is None:
+            raw = await self._load(self._claim)
         if raw is None:
             return Reply(Phase.LOCAL, 554, "5.6.0", "the message's content is no longer kept")
         # Without our signature it would only harm the name it is sent in.
@@ -151,12 +156,15 @@ class Courier:
         self._load, self._begin, self._record, self._release = load, begin, record, release
         self._jitter = random.Random()  # noqa: S311  # spreads load, guards nothing
 
-    async def deliver(self, claims: Sequence[Claim]) -> None:
-        """Deliver one message to those of its recipients that are claimed."""
+    async def deliver(self, claims: Sequence[Claim], raw: bytes | None = None) -> None:
+        """Deliver one message to those of its recipients that are claimed; `raw` is the message, where it is at hand."""
         groups: defaultdict[tuple[str, str], list[Claim]] = defaultdict(list)
         for claim in await self._in_time(claims):
             groups[claim.source, claim.domain].append(claim)
-        message = _Message(claims[0], self._load, self._signer)
+        message = _Message(claims[0], raw, self._load, self._signer)
+        if len(groups) == 1:
+            await self._offer(next(iter(groups.values())), message)
+            return
         offers = (self._offer(group, message) for group in groups.values())
         ended = await asyncio.gather(*offers, return_exceptions=True)  # none is left behind by the trouble of another
         for error in filter(None, ended):
@@ -165,8 +173,10 @@ class Courier:
     async def _in_time(self, claims: Sequence[Claim]) -> Sequence[Claim]:
         """Those that may still be tried; the others have failed."""
         late = [claim for claim in claims if claim.expires_at <= claim.now()]
+        if not late:
+            return claims
         await asyncio.gather(*map(self._expire, late))
-        return [claim for claim in claims if claim not in late] if late else claims
+        return [claim for claim in claims if claim not in late]
 
     async def _offer(self, claims: Sequence[Claim], message: _Message) -> None:
         """One destination: all recipients of a domain, from one address."""
@@ -188,7 +198,7 @@ class Courier:
             # Before a slot is taken, which is for talking only
             rules = await self._rules.of(first.domain, targets, strict=not first.plaintext_fallback)
             with destination.admitted(claims):
-                if first.size <= _SMALL:
+                if first.size <= SMALL:
                     await message.wire()
                 async with destination.slot(first.organization_id):
                     # The line may have been long.
@@ -196,7 +206,7 @@ class Courier:
                         raise Busy("its address left this host, or its pool, meanwhile", self._settings.poll_interval)
                     claims = await self._in_time(claims)
                     recording = await self._talk(destination, _Errand(claims, targets, rules, holdings, message))
-                await asyncio.gather(*recording)
+                await _all(recording)
         except (Busy, Pending) as busy:
             log.info("not now", message=first.message_id, domain=first.domain, reason=busy)
             await self._release(claims, busy.delay * self._jitter.uniform(1.0, 1.2), str(busy))
@@ -209,13 +219,13 @@ class Courier:
         holding = self._holdings.get(claim.source)
         return holding if holding is not None and holding.pool_id == claim.pool_id else None
 
-    async def _talk(self, destination: Destination, errand: _Errand) -> list[asyncio.Task[None]]:
-        """Offer the message, and let the destination's window follow what came of it; results are being recorded."""
+    async def _talk(self, destination: Destination, errand: _Errand) -> list[Awaitable[None]]:
+        """Offer the message, and let the destination's window follow what came of it; what is left is to record the results."""
         if not errand.claims:
             return []
         wire = await errand.message.wire()
         if isinstance(wire, Reply):
-            return [asyncio.create_task(self._conclude_all(errand.claims, wire))]
+            return [self._conclude_all(errand.claims, wire)]
         begun_at = time.monotonic()
         recording, answers = await self._walk(destination, errand, wire)
         decisive = next((answer for answer in answers if retry.decide(answer).throttles), answers[0])
@@ -224,13 +234,13 @@ class Courier:
 
     async def _walk(
         self, destination: Destination, errand: _Errand, wire: bytes
-    ) -> tuple[list[asyncio.Task[None]], list[Reply]]:
+    ) -> tuple[list[Awaitable[None]], list[Reply]]:
         """Try one server after another for the recipients that another one may do better for (RFC 5321 §5.1).
 
         What one server has settled is recorded while the next one is tried.
         """
         tries: dict[str, Try] = {}
-        recording: list[asyncio.Task[None]] = []
+        recording: list[Awaitable[None]] = []
         waiting = {claim.recipient: claim for claim in errand.claims}
         own = errand.claims[0].source
         # A server that has left us without a last word three times is tried after its fellows (O23).
@@ -262,20 +272,21 @@ class Courier:
                 )
                 alone = shared[id(answer)] == 1
                 tries[recipient] = Try(answer, target, secured, took, alone, servers, source)
-                if not retry.decide(answer).next_host:
-                    claim = waiting.pop(recipient)
-                    recording.append(asyncio.create_task(self._conclude(claim, tries[recipient])))
+            settled = [recipient for recipient, answer in replies.items() if not retry.decide(answer).next_host]
+            results = [self._conclude(waiting.pop(recipient), tries[recipient]) for recipient in settled]
             if not waiting or self._holdings.get(own) is None:
+                recording += results
                 break
+            recording += map(asyncio.create_task, results)
         if missing is not None and not tries:
             raise missing
-        recording += [asyncio.create_task(self._conclude(claim, tries[name])) for name, claim in waiting.items()]
+        recording += [self._conclude(claim, tries[name]) for name, claim in waiting.items()]
         return recording, [tried.answer for tried in tries.values()]
 
     def _envelope(self, claims: Sequence[Claim], target: Target, message: _Message, wire: bytes) -> Envelope:
         async def begin(accepted: Sequence[str]) -> bool:
-            begun = (Begun(c.id, c.claim_epoch, target.host, target.ip) for c in claims if c.recipient in accepted)
-            return all(await asyncio.gather(*map(self._begin, begun)))
+            begun = [Begun(c.id, c.claim_epoch, target.host, target.ip) for c in claims if c.recipient in accepted]
+            return all(await _all([self._begin(one) for one in begun]))
 
         first, recipients = claims[0], [claim.recipient for claim in claims]
         return Envelope(
@@ -291,7 +302,7 @@ class Courier:
         )
 
     async def _conclude_all(self, claims: Iterable[Claim], answer: Reply) -> None:
-        await asyncio.gather(*(self._conclude(claim, Try(answer)) for claim in claims))
+        await _all([self._conclude(claim, Try(answer)) for claim in claims])
 
     async def _conclude(self, claim: Claim, tried: Try) -> None:
         now = claim.now()
@@ -378,12 +389,16 @@ class Courier:
         )
 
 
+async def _all(work: Sequence[Awaitable[T]]) -> list[T]:
+    """Wait for all of them; most mails have one recipient, for whom no task is needed."""
+    return [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
+
+
 def _servers(
     before: Try | None, target: Target, answer: Reply, took: int, dialogue: Sequence[Exchange] = ()
 ) -> tuple[dict[str, Any], ...]:
     """The servers tried before, and this one."""
-    steps = [{"command": one.command, "reply": one.reply, "milliseconds": one.milliseconds} for one in dialogue]
-    this = {"mx_host": target.host, "mx_ip": target.ip, "reply": answer.line, "milliseconds": took, "steps": steps}
+    this = {"mx_host": target.host, "mx_ip": target.ip, "reply": answer.line, "milliseconds": took, "steps": dialogue}
     return (*(before.servers if before else ()), this)
 
 

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from aiosmtplib import SMTPException, SMTPResponse, SMTPResponseException
+from aiosmtplib import SMTPException, SMTPReadTimeoutError, SMTPResponse, SMTPResponseException, SMTPServerDisconnected
 from aiosmtplib.protocol import MAX_RESPONSE_LENGTH, SMTPProtocol
 
 _LONGEST_SHOWN = 2000  # characters of one reply that are kept
@@ -91,9 +91,11 @@ class Protocol(SMTPProtocol):
     def heard(self, command: str, reply: str) -> None:
         """Note a step of the dialogue that ends now."""
         now = time.monotonic()
-        clean = reply.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # O25
-        shown = "".join(c if c.isprintable() or c == "\n" else " " for c in clean)[:_LONGEST_SHOWN]
-        self.dialogue.append(Exchange(command[:_LONGEST_SHOWN], shown, round((now - self._since) * 1000)))
+        if not (reply.isascii() and reply.isprintable()):
+            clean = reply.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # O25
+            reply = "".join(c if c.isprintable() or c == "\n" else " " for c in clean)
+        took = round((now - self._since) * 1000)
+        self.dialogue.append(Exchange(command[:_LONGEST_SHOWN], reply[:_LONGEST_SHOWN], took))
         self._since = now
 
     async def execute_command(self, *args: bytes, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109  # aiosmtplib's signature
@@ -133,7 +135,7 @@ class Protocol(SMTPProtocol):
             reply = self._read_response_from_buffer()
             if reply is None:
                 self._is_reading = True
-                reply = await super().read_response(timeout)
+                reply = await self._arrived(timeout)
             self.heard(command, f"{reply.code} {reply.message}".strip())
             return reply
         except SMTPException as error:
@@ -143,6 +145,25 @@ class Protocol(SMTPProtocol):
         finally:
             self._is_reading = False
             self._awaited -= 1
+
+    async def _arrived(self, timeout: float | None) -> SMTPResponse:  # noqa: ASYNC109  # as above
+        """The reply, once all of it is there: what aiosmtplib does, by a timer and without a second future."""
+        waiter = self._response_waiter
+        if waiter is None:
+            raise SMTPServerDisconnected("Connection lost")
+        self._response_pending = True
+        timer = self._loop.call_later(timeout, self._too_late, waiter) if timeout is not None else None
+        try:
+            return await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._response_pending = False
+            self._response_waiter = self._loop.create_future() if self.transport is not None else None
+
+    def _too_late(self, waiter: "asyncio.Future[SMTPResponse]") -> None:
+        if not waiter.done():
+            waiter.set_exception(SMTPReadTimeoutError("Timed out waiting for server response"))
 
     async def drain(self) -> None:
         """Wait until the transport takes more. Raises ConnectionError."""

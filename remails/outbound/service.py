@@ -25,8 +25,9 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import TypedDict
 
 import msgspec
 
@@ -39,7 +40,7 @@ from remails.logs import Log
 from remails.mail import address, mailbox_providers
 from remails.mail.bounce import Blame
 from remails.outbound import security
-from remails.outbound.delivery import Courier
+from remails.outbound.delivery import SMALL, Courier
 from remails.outbound.destinations import Destinations
 from remails.outbound.holdings import Holdings
 from remails.outbound.room import Room
@@ -49,7 +50,7 @@ from remails.outbound.signing import Signing
 from remails.outbound.sts import Policies
 from remails.store import addresses, leases, queue, server, suppressions
 from remails.store.ids import HostId, MessageId
-from remails.store.queue import Begun, Claim, Result
+from remails.store.queue import Begun, But, Claim, Result
 from remails.vault import Vault
 
 log = Log("remails.outbound")
@@ -58,6 +59,14 @@ _MOST_NOTED = 10_000  # beyond that the poll finds them
 _REFRESH = 60.0  # seconds between looks for MTA-STS policies to fetch again
 _LATE = 10.0  # seconds without a turn of a loop that takes one every second
 _MOST_ASKED = 10  # noted messages asked for at once, for each that may be claimed: some may be of a closed destination
+
+
+class _Options(TypedDict):
+    """Of a claim."""
+
+    lease: float
+    limit: int
+    but: But
 
 
 class Outbound:
@@ -212,22 +221,30 @@ class Outbound:
         for id_ in ids:
             del self._noted[id_]
         self._backlog = self._backlog and bool(ids)
+        options: _Options = {"lease": outbound.lease, "limit": limit, "but": but}
         try:
-            if ids:
-                claims = await self._db.call(
-                    queue.claim_messages, self._host_id, sources, ids, lease=outbound.lease, limit=limit, but=but
-                )
-            else:
-                claims = await self._db.call(
-                    queue.claim_due, self._host_id, sources, lease=outbound.lease, limit=limit, but=but
-                )
+            claims, bodies = await self._db.thread(self._take, self._host_id, sources, ids, options)
         except Unavailable:
             self._backlog = True
             raise
         # What was noted and not claimed, for want of room or of time, is found by asking for all that is due.
         self._backlog = self._backlog or len(claims) == limit or (bool(ids) and but.any)
-        self._start(claims)
+        self._start(claims, bodies)
         return bool(self._noted or self._backlog)
+
+    def _take(
+        self, host_id: HostId, sources: Sequence[str], ids: Sequence[MessageId], options: "_Options"
+    ) -> tuple[list[Claim], dict[MessageId, bytes]]:
+        """Claim what is due of these messages, or of all where there are none; with the small ones' bodies, in the same visit."""
+        if ids:
+            claims = self._db.run(queue.claim_messages, host_id, sources, ids, **options)
+        else:
+            claims = self._db.run(queue.claim_due, host_id, sources, **options)
+        small = {claim.message_id for claim in claims if claim.size <= SMALL}
+        try:
+            return claims, self._db.run(queue.bodies, list(small)) if small else {}
+        except Unavailable:
+            return claims, {}  # they are ours, and each will ask for itself
 
     def _on_room(self) -> None:
         self._backlog = True
@@ -237,19 +254,19 @@ class Outbound:
         self._room.drop(claims)
         self._wake.set()
 
-    def _start(self, claims: Sequence[Claim]) -> None:
+    def _start(self, claims: Sequence[Claim], bodies: Mapping[MessageId, bytes]) -> None:
         by_message: defaultdict[MessageId, list[Claim]] = defaultdict(list)
         self._room.take(claims)
         for claim in claims:
             by_message[claim.message_id].append(claim)
-        for group in by_message.values():
-            task = asyncio.create_task(self._deliver(group))
+        for message_id, group in by_message.items():
+            task = asyncio.create_task(self._deliver(group, bodies.get(message_id)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _deliver(self, claims: Sequence[Claim]) -> None:
+    async def _deliver(self, claims: Sequence[Claim], raw: bytes | None) -> None:
         try:
-            await self._courier.deliver(claims)
+            await self._courier.deliver(claims, raw)
         except Unavailable as error:
             log.warning("put off", message=claims[0].message_id, reason=error)
         except Exception:

@@ -47,6 +47,8 @@ PREFERRED = {f"{BYOIP}.11": "out1", f"{BYOIP}.12": "out2", f"{BYOIP}.13": "out3"
 REMAILS = "/opt/remails/current/bin/remails"
 PATRONICTL = "patronictl -c /etc/patroni/config.yml"
 API_PORT = 8000
+FRONT = [f"{NETWORK}.101", f"{NETWORK}.102"]
+"""The edges' virtual addresses, where clients come."""
 
 UNSIGNED = ["test", "com", "net", *(f"{'.'.join(reversed(net.split('.')))}.in-addr.arpa" for net in (NETWORK, BYOIP))]
 
@@ -91,6 +93,8 @@ class Deployment:
 
     def __init__(self, fleet: Fleet, world: World) -> None:
         self.fleet, self.world = fleet, world
+        for address in FRONT:
+            fleet.share(address, *(fleet.hosts[name] for name in GROUPS["edge"]))
         self.controller = Controller(fleet, GROUPS, self.variables())
         for ip in PREFERRED:
             world.publish_address(ip, ptr_name(ip))
@@ -131,6 +135,7 @@ class Deployment:
             **{f"remails_bus_{key}": value for key, value in bus.items()},
             **{f"remails_{path.name}": path.read_text(encoding="ascii").strip() for path in files},
             "remails_provider_token": TOKEN,
+            "edge_addresses": FRONT,
             # Alerts go straight to the mailbox of the world.
             "monitoring_mail_smarthost": f"{MX}:25",
             "monitoring_mail_from": "alerts@watch.test",
@@ -138,14 +143,14 @@ class Deployment:
             "monitoring_mail_tls": False,
             "monitoring_verify": False,
             "remails_settings": {
+                "api": {"url": "https://relay.test"},
                 "ipagent": {
                     "provider": "upcloud",
                     "provider_url": f"http://{CLOUD}:{CLOUD_PORT}/1.3",
                     "zone": ZONE,
                     "server_ref": "{{ inventory_hostname }}",
-                }
+                },
             },
-            "api_listen": f"0.0.0.0:{API_PORT}",
             "backups_cipher_pass": bus["server_public_key"],  # no secret of ours is one here
             "backups_independent_password": bus["server_public_key"],
             "backups_independent_repository": f"sftp:keeper@{place.ip}:{COPIES}/remails",
@@ -315,7 +320,7 @@ class Deployment:
             domain=domain,
             pool=pool or "shared",
             smtp=Smtp(login["username"], login["password"], f"me@{domain}"),
-            rest=Rest(API_PORT, path, key["id"], key["password"], f"me@{domain}"),
+            rest=Rest(path, key["id"], key["password"], f"me@{domain}"),
         )
 
     def arrived(self, subject: str) -> list[str]:
@@ -332,9 +337,9 @@ class Deployment:
 
 
 def load(deployment: Deployment, customer: Customer, door: str, name: str, **options: float) -> Load:
-    """A stream of mails to all hosts of one door."""
+    """A stream of mails by one door, through the edges."""
     client = customer.smtp if door == "inbound" else customer.rest
-    return Load(deployment.fleet, f"{name} {secrets.token_hex(4)}", client, deployment.ips(door), **options)
+    return Load(deployment.fleet, f"{name} {secrets.token_hex(4)}", client, FRONT, **options)
 
 
 def check(deployment: Deployment, stream: Load, limit: float) -> None:

@@ -304,6 +304,10 @@ class Fleet:
             rules.append(f'add element bridge provider own {{ "p-{host.name}" . {address} }}')
         self._filter("\n".join(rules))
 
+    def share(self, address: str, *hosts: Host) -> None:
+        """Let these hosts settle among themselves who has the address, as on a network where the provider has no say."""
+        self._filter("\n".join(f'add element bridge provider own {{ "p-{host.name}" . {address} }}' for host in hosts))
+
     def owner(self, address: str) -> str | None:
         """The name of the host that has the address."""
         return next(iter(self._owners(address)), None)

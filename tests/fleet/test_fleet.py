@@ -16,8 +16,9 @@ pytestmark = [pytest.mark.fleet, pytest.mark.timeout(1800), pytest.mark.usefixtu
 NEEDS_THE_DATABASE = ("api", "inbound", "outbound", "periodic", "ipagent")
 TABLE = (
     ("control", tuple(GROUPS), {22}),
-    ("world", ("inbound",), {465, 587, 2525}),
-    ("world", ("api",), {API_PORT}),
+    ("world", ("edge",), {80, 443, 465, 587, 2525}),
+    ("edge", ("inbound",), {465, 587, 2525}),
+    ("edge", ("api",), {API_PORT}),
     *((group, ("database",), {5432}) for group in NEEDS_THE_DATABASE),
     *((group, ("bus",), {5561, 5562}) for group in NEEDS_THE_DATABASE),
 )
@@ -140,7 +141,7 @@ def test_a_host_of_the_front_is_killed_under_load(
 
 
 def _is_up(deployment: Deployment, name: str) -> bool:
-    return {465, 587, 2525} <= reachable(deployment.fleet, "world", deployment.fleet.hosts[name].ip, [465, 587, 2525])
+    return {465, 587, 2525} <= reachable(deployment.fleet, "edge1", deployment.fleet.hosts[name].ip, [465, 587, 2525])
 
 
 def test_the_host_that_holds_addresses_is_killed_while_two_thousand_mails_wait(

@@ -74,10 +74,7 @@ def test_a_new_version_is_deployed_under_load_and_rolled_back(
     after = current(deployment)
     assert len(set(after.values())) == 1 and next(iter(after.values())).startswith("9.")
     for stream in (smtp, rest):
-        trouble = [
-            reason for reason in stream.reasons() if re.search(r"ConnectionRefused|: 5\d\d|TimeoutError", reason)
-        ]
-        assert trouble == [], stream.reasons()
+        assert dict(stream.reasons()) == {}  # no client saw anything of it
         check(deployment, stream, 120 + len(stream.attempts) / 20)
     assert min(len(smtp.attempts), len(rest.attempts)) > RATE * 20
 

@@ -26,8 +26,8 @@ def plain(username: str, password: str, authzid: str = "") -> str:
 class Dialogue:
     """One connection."""
 
-    def __init__(self, port: int, *, smtps: bool = False, source: str = "127.0.0.1") -> None:
-        self.sock = socket.create_connection(("127.0.0.1", port), PATIENCE, (source, 0))
+    def __init__(self, port: int, *, smtps: bool = False, source: str = "127.0.0.1", host: str = "127.0.0.1") -> None:
+        self.sock = socket.create_connection((host, port), PATIENCE, (source, 0))
         self._rest = b""
         if smtps:
             self._wrap()

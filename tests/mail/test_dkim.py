@@ -233,6 +233,23 @@ def test_relaxed_body_agrees_with_dkimpy(body: bytes) -> None:
     assert dkim.relaxed_body(body) == Relaxed.canonicalize_body(whole)
 
 
+values = st.text(" \t=;xB\u00fc", max_size=20).map(str.encode)
+
+
+@given(name=st.sampled_from([b"Subject", b"subject ", b"SUBJECT\t"]), parts=st.lists(values, min_size=1, max_size=4))
+def test_relaxed_fields_agree_with_dkimpy(name: bytes, parts: list[bytes]) -> None:
+    """M15: whatever blanks there are, and wherever it is folded."""
+    value = b"\r\n ".join(parts) + b"\r\n"
+    [(canonical, text)] = Relaxed.canonicalize_headers([(name, value)])
+    assert dkim._relaxed(name + b":" + value) == canonical + b":" + text
+
+
+@given(fields=st.lists(st.sampled_from([b"Subject", b"To", b"X-Other", b"Resent-To", b"References"]), max_size=9))
+def test_any_number_of_fields_verifies(fields: list[bytes]) -> None:
+    header = b"".join(b"%b: %d\r\n" % (name, number) for number, name in enumerate(fields))
+    assert verifies(signed(b"From: a@example.com\r\n" + header + BODY))
+
+
 @given(body=lines)
 def test_any_body_verifies(body: bytes) -> None:
     assert verifies(signed(HEADER + b"\r\n" + body))

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 from play import PROJECT, Ansible
 
-FLEET = "app1, app2, out1, out2, out3"
+FLEET = "app1, app2, edge1, edge2, out1, out2, out3"
 
 
 def _said(ansible: Ansible, *words: str) -> str:

@@ -63,6 +63,14 @@ class Inventory:
         """Let three hosts be the database."""
         self.groups["database"] += ["out1", "out2"]
 
+    def edge(self, **variables: Any) -> None:
+        """Put two edges in front."""
+        for name in ("edge1", "edge2"):
+            self.groups["all"].append(name)
+            self.hosts[name] = copy.deepcopy(COMMON) | {"ansible_host": f"10.0.1.{name[-1]}"}
+        self.groups["edge"] = ["edge1", "edge2"]
+        self.set(**{"remails_settings": {"api": {"url": "https://relay.example.com"}}, **variables})
+
     def watch(self, **variables: Any) -> None:
         """Have a host watch over all, with these variables."""
         self.groups["monitoring"] = ["data1"]
@@ -78,6 +86,8 @@ def test_inventory_without_a_mistake() -> None:
     inventory = Inventory()
     assert preflight.mistakes(inventory.groups, inventory.hosts) == []
     inventory.cluster()
+    assert preflight.mistakes(inventory.groups, inventory.hosts) == []
+    inventory.edge(edge_addresses=["192.0.2.10", "2001:db8::10/64"], edge_proxy_trusted=["192.0.2.0/24"])
     assert preflight.mistakes(inventory.groups, inventory.hosts) == []
     inventory.managed("host=a,b port=5432 dbname=remails user=remails target_session_attrs=read-write")
     assert preflight.mistakes(inventory.groups, inventory.hosts) == []
@@ -288,6 +298,34 @@ MISTAKES: dict[str, Mistake] = {
     "nobody moves it": (
         lambda i: i.each(lambda host: host["ipagent_addresses"][0].update(provider="hetzner")),
         "The address 203.0.113.11 is moved by hetzner, but no host of ipagent is; set ipagent.provider in remails_settings.",
+    ),
+    "edge in its own way": (
+        lambda i: (i.edge(), i.groups["inbound"].append("edge1")),
+        "edge1 is in the groups edge and inbound, which both listen on 465, 587 and 2525; take it out of one.",
+    ),
+    "virtual address that is none": (
+        lambda i: i.edge(edge_addresses=["relay.example.com"]),
+        "edge_addresses has 'relay.example.com', which is no address; write it like 192.0.2.10 or 192.0.2.10/24.",
+    ),
+    "virtual address of a host": (
+        lambda i: i.edge(edge_addresses=["10.0.1.1/24"]),
+        "edge_addresses has 10.0.1.1/24, which is the own address of edge1; take one that is nobody's.",
+    ),
+    "virtual address twice": (
+        lambda i: i.edge(edge_addresses=["192.0.2.10", "192.0.2.10"]),
+        "The address 192.0.2.10 is twice in edge_addresses; take one out.",
+    ),
+    "load balancer that is none": (
+        lambda i: i.edge(edge_proxy_trusted=["192.0.2.1/24"]),
+        "edge_proxy_trusted has '192.0.2.1/24', which is no network; write it like 192.0.2.0/24.",
+    ),
+    "pages by HTTP behind an edge": (
+        lambda i: i.edge(remails_settings={}),
+        "api.url is nothing, but the edges speak HTTPS; set it in remails_settings to how people come to the pages.",
+    ),
+    "API where no edge reaches it": (
+        lambda i: i.edge(api_listen="127.0.0.1:8000"),
+        "api_listen of app1 is 127.0.0.1:8000, where no edge can reach it; take api_listen out.",
     ),
     "unknown setting": (
         lambda i: i.set(remails_settings={"api": {"wrokers": 2}}),

@@ -68,6 +68,12 @@ def test_fleet(ansible: Ansible, playbook: Path, secrets: Path, tmp_path: Path) 
         assert len(settings.bus.server_public_key) == 40
         assert [len(key) for key in settings.bus.client_public_keys] == [40]
         assert (settings.ipagent.provider, settings.ipagent.zone) == ("upcloud", "fi-hel1")
+        edges = ("10.0.0.41/32", "10.0.0.42/32")
+        assert (settings.inbound.proxy_trusted, settings.api.proxy_trusted, settings.api.trusted_proxies) == (
+            edges,
+            edges,
+            1,
+        )
         validates = name.startswith("out")
         assert (settings.dns.nameservers, settings.dns.validating) == (("127.0.0.1",) if validates else (), validates)
     assert found["app2"].bus.listen_publish == "tcp://10.0.0.12:5561"
@@ -78,6 +84,7 @@ def test_single(ansible: Ansible, playbook: Path, secrets: Path, tmp_path: Path)
     assert list(found) == ["relay"]
     assert found["relay"].database.dsn.startswith("host=127.0.0.1 ")
     assert found["relay"].bus.listen_subscribe == "tcp://127.0.0.1:5562"
+    assert (found["relay"].inbound.proxy_trusted, found["relay"].api.trusted_proxies) == ((), 0)
 
 
 def test_settings_of_one_host_and_every_kind_of_value(

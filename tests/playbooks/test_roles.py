@@ -1,6 +1,7 @@
 """What single roles do, where one can see it without a host: the rules of the firewall, and a database of somebody else."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -34,6 +35,17 @@ def inventory(path: Path, hosts: dict[str, dict[str, Any]], groups: dict[str, li
     return path
 
 
+def written(
+    ansible: Ansible, folder: Path, hosts: dict[str, dict[str, Any]], groups: dict[str, list[str]]
+) -> dict[str, str]:
+    """The rules of each host of an inventory."""
+    there, playbook = inventory(folder / "hosts.yml", hosts, groups), folder / "render.yml"
+    playbook.write_text(RENDER, encoding="utf-8")
+    done = ansible("ansible-playbook", "--inventory", there, playbook, "--extra-vars", f"folder={folder}")
+    assert done.returncode == 0, done.stdout
+    return {name: (folder / f"{name}.nft").read_text(encoding="utf-8") for name in hosts}
+
+
 @pytest.fixture
 def rules(ansible: Ansible, tmp_path: Path) -> dict[str, str]:
     """The rules of two hosts that have IPv4 and IPv6."""
@@ -46,12 +58,7 @@ def rules(ansible: Ansible, tmp_path: Path) -> dict[str, str]:
         **{word: ["app"] for word in ("api", "inbound", "bus", "periodic", "database")},
         **{word: ["out"] for word in ("outbound", "ipagent")},
     }
-    there = inventory(tmp_path / "hosts.yml", {name: every | own for name, own in hosts.items()}, groups)
-    playbook = tmp_path / "render.yml"
-    playbook.write_text(RENDER, encoding="utf-8")
-    done = ansible("ansible-playbook", "--inventory", there, playbook, "--extra-vars", f"folder={tmp_path}")
-    assert done.returncode == 0, done.stdout
-    return {name: (tmp_path / f"{name}.nft").read_text(encoding="utf-8") for name in hosts}
+    return written(ansible, tmp_path, {name: every | own for name, own in hosts.items()}, groups)
 
 
 def test_firewall_lets_in_who_is_in_the_process_table(rules: dict[str, str]) -> None:
@@ -74,9 +81,39 @@ def test_firewall_lets_in_who_is_in_the_process_table(rules: dict[str, str]) -> 
     assert "dport 25" not in rules["out"]
 
 
+@pytest.fixture
+def fronted(ansible: Ansible, tmp_path: Path) -> dict[str, str]:
+    """The rules of two edges and of what is behind them."""
+    hosts: dict[str, dict[str, Any]] = {
+        name: {"ansible_host": f"192.0.2.{number}"} for number, name in enumerate(("edge1", "edge2", "app"), 1)
+    }
+    hosts["edge2"]["remails_more_addresses"] = ["2001:db8::2"]
+    every = {"firewall_control": ["198.51.100.1"], "firewall_monitoring": ["198.51.100.9"]}
+    groups = {"edge": ["edge1", "edge2"], "api": ["app"], "inbound": ["app"]}
+    return written(ansible, tmp_path, {name: every | own for name, own in hosts.items()}, groups)
+
+
+def test_with_edges_in_front_nobody_else_comes_to_what_is_behind(fronted: dict[str, str]) -> None:
+    doors = [line.strip() for line in fronted["app"].splitlines() if re.search(r"to (api|inbound)\"", line)]
+    assert doors == [
+        'ip saddr { 192.0.2.1, 192.0.2.2 } tcp dport { 465, 587, 2525 } accept comment "edge to inbound"',
+        'ip6 saddr { 2001:db8::2 } tcp dport { 465, 587, 2525 } accept comment "edge to inbound"',
+        'ip saddr { 192.0.2.1, 192.0.2.2 } tcp dport { 8000 } accept comment "edge to api"',
+        'ip6 saddr { 2001:db8::2 } tcp dport { 8000 } accept comment "edge to api"',
+    ]
+    for line in (
+        'ip saddr { 0.0.0.0/0 } tcp dport { 80, 443, 465, 587, 2525 } accept comment "clients to edge"',
+        'ip saddr { 198.51.100.9 } tcp dport { 8405 } accept comment "monitoring to edge"',
+        'ip saddr { 192.0.2.2 } meta l4proto 112 accept comment "edge to edge"',
+        'ip6 saddr { 2001:db8::2 } meta l4proto 112 accept comment "edge to edge"',
+    ):
+        assert f"    {line}\n" in fronted["edge1"]
+    assert "clients" not in fronted["app"]
+
+
 @pytest.mark.needs("nft")
-def test_nftables_takes_the_rules(rules: dict[str, str]) -> None:
-    for text in rules.values():
+def test_nftables_takes_the_rules(rules: dict[str, str], fronted: dict[str, str]) -> None:
+    for text in (*rules.values(), *fronted.values()):
         command = ["unshare", "--user", "--map-root-user", "--net", "nft", "--check", "--file", "-"]
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")

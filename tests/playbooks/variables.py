@@ -18,6 +18,7 @@ ORDER = (
     "bus",
     "api",
     "inbound",
+    "edge",
     "outbound",
     "periodic",
     "ipagent",
@@ -34,8 +35,8 @@ A value in `group_vars/all` is for all hosts, one in `host_vars/NAME` for one. S
 ansible-vault. What the services themselves can be told stands in [remails/config.py](../remails/config.py) and goes into
 `remails_settings`, with the sections and words of that file.
 
-Groups say who does what: `api inbound outbound ipagent bus periodic`, `database` for a PostgreSQL of ours, and
-`backups` for the host that keeps its backups.
+Groups say who does what: `api inbound outbound ipagent bus periodic`, `edge` for hosts in front of `api` and `inbound`,
+`database` for a PostgreSQL of ours, and `backups` for the host that keeps its backups.
 """
 
 

@@ -1,0 +1,336 @@
+"""Clients before a real edge: who they are to those behind it, what they see of a host that dies or is drained, and of none."""
+
+import json
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from api.caller import basic
+from edge.proxy import EDGE, HOSTS, Answer, Front, module
+from installation import eventually
+from scraping import scrape_url
+
+pytestmark = pytest.mark.needs("haproxy")
+
+MESSAGE = b"From: a@acme.example\r\n\r\nhi\r\n.\r\n"
+
+
+@pytest.fixture(autouse=True)
+def mended(front: Front) -> Iterator[None]:
+    """Each test leaves it whole."""
+    yield
+    front.whole()
+
+
+def answers(front: Front, count: int) -> list[int]:
+    """The statuses of so many requests."""
+    return [front.ask("GET", "/api/config").status for _ in range(count)]
+
+
+# Who the client is
+
+
+def test_inbound_hears_who_the_client_is(front: Front) -> None:
+    """PROXY version 2, on the port that begins with TLS too."""
+    for smtps in (False, True):
+        with front.smtp("127.0.0.77", smtps=smtps) as client:
+            client.log_in(front.tenant).envelope("a@acme.example")
+            client.send(MESSAGE)
+            assert client.reply().startswith("250 2.6.0 ")
+    with front.db.transaction() as conn:
+        raw = [bytes(row[0]) for row in conn.execute("SELECT raw FROM message_bodies").fetchall()]
+    assert len(raw) == 2
+    assert all(b"[127.0.0.77]" in text.partition(b"\r\n\r\n")[0] for text in raw)
+
+
+def test_the_api_hears_who_the_client_is_whatever_it_says(front: Front) -> None:
+    """Somebody who guesses at keys is banned, and nobody else, though each guess names another client."""
+    codes = []
+    for number in range(11):
+        lie = f"192.0.2.{number}"
+        headers = basic(lie, "guess") | {"X-Forwarded-For": lie, "Forwarded": f"for={lie}", "X-Real-IP": lie}
+        codes.append(front.ask("GET", "/api/organizations", headers=headers, source="127.0.0.66").status)
+        if codes[-1] == 429:
+            break
+    eventually(
+        lambda: front.ask("GET", "/api/organizations", headers=basic("x", "y"), source="127.0.0.66").status,
+        lambda status: status == 429,
+    )
+    assert set(codes) <= {401, 429}
+    assert front.ask("GET", "/api/organizations", headers=basic("x", "z"), source="127.0.0.67").status == 401
+
+
+def test_who_is_no_edge_speaks_for_nobody(front: Front) -> None:
+    """Somebody who got past the firewall: to the API a header of theirs means nothing."""
+    ip = HOSTS["app1"]
+    for number in range(12):
+        headers = basic(f"192.0.2.{number}", "guess") | {"X-Forwarded-For": "127.0.0.55"}
+        request = "GET /api/organizations HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        with socket.create_connection((ip, front.edge.ports.api), 10, ("127.0.0.56", 0)) as direct:
+            direct.sendall(f"{request}{lines}\r\n".encode())
+            status = int(direct.makefile("rb").readline().split()[1])
+    assert status == 429
+    assert front.ask("GET", "/api/organizations", headers=basic("x", "z"), source="127.0.0.55").status == 401
+
+
+# HTTP
+
+
+def test_http_leads_to_https(front: Front) -> None:
+    answer = front.ask("GET", "/login?next=/x", plain=True)
+    assert (answer.status, answer.headers["Location"]) == (308, f"https://{EDGE}:{front.edge.ports.http}/login?next=/x")
+    assert "Strict-Transport-Security" not in answer.headers  # RFC 6797 §7.2
+
+
+def test_the_proof_for_an_authority_is_asked_for_without_tls(front: Front) -> None:
+    """RFC 8555 §8.3; that there is none of this name, the API says itself."""
+    answer = front.ask("GET", "/.well-known/acme-challenge/x", plain=True)
+    assert answer.status == 404
+    assert answer.headers["X-App-Version"]
+
+
+@pytest.mark.parametrize("path", ["/api/config", "/login", "/internal/certificates", "/api/nothing"])
+def test_every_answer_has_each_header_of_security_once(front: Front, path: str) -> None:
+    answer = front.ask("GET", path)
+    for name, value in (("Strict-Transport-Security", "max-age=31536000"), ("X-Content-Type-Options", "nosniff")):
+        assert answer.headers.get_all(name) == [value]
+    if answer.headers["X-App-Version"]:
+        assert len(answer.headers.get_all("Content-Security-Policy") or ()) == 1
+
+
+def test_what_is_between_our_hosts_is_not_shown(front: Front) -> None:
+    answer = front.ask("GET", "/internal/certificates")
+    assert answer.status == 404
+    assert answer.headers["X-App-Version"] is None
+
+
+@pytest.mark.needs("curl")
+def test_http_2(front: Front) -> None:
+    url = f"https://{EDGE}:{front.edge.ports.https}/api/config"
+    command = ["curl", "--silent", "--insecure", "--http2", "--output", "/dev/null", "--write-out", "%{http_version}"]
+    assert subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout == "2"
+
+
+def test_a_body_that_the_api_would_never_take_ends_at_the_edge(front: Front) -> None:
+    connection = front.https()
+    connection.putrequest("POST", "/api/organizations")
+    connection.putheader("Content-Length", "8000001")
+    connection.endheaders()
+    response = connection.getresponse()
+    answer = Answer(response.status, response.headers, response.read())
+    connection.close()
+    assert answer.status == 413
+    assert problem(answer)["detail"] == "The body is larger than 8,000,000 bytes."
+
+
+def problem(answer: Answer) -> dict[str, object]:
+    """A problem that the edge tells of in the API's words."""
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    found: dict[str, object] = answer.json
+    assert set(found) == {"type", "title", "status", "detail", "instance", "description", "reference"}
+    assert found["instance"] == f"urn:uuid:{found['reference']}"
+    return found
+
+
+def test_nobody_is_there(front: Front) -> None:
+    """A program gets a problem and a time to come again, a browser a page, and the reference is in the log."""
+    for name, service in front.services.items():
+        if "api" in name:
+            service.kill()
+    front.edge.wait_for("rest", app1="DOWN", app2="DOWN")
+    answer = front.ask("GET", "/api/config")
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+    reference = problem(answer)["reference"]
+    eventually(front.edge.said, lambda log: f"reference={reference}" in log)
+    assert re.search(rf"request client=127.0.0.1 method=GET status=503 .*reference={reference}", front.edge.said())
+    page = front.ask("GET", "/login")
+    assert (page.status, page.headers["Retry-After"], page.headers["Content-Type"]) == (503, "5", "text/html")
+    assert page.headers["Strict-Transport-Security"]
+
+
+# Health
+
+
+def test_health_checks_leave_no_trace(front: Front) -> None:
+    """Neither in inbound's log, nor among its clients; nor is an edge ever banned."""
+    ip = HOSTS["app1"]
+    url = f"http://{ip}:{front.edge.ports.metrics + 2}/metrics"
+    before = scrape_url(url)
+    eventually(
+        lambda: scrape_url(url),
+        lambda now: (
+            now["remails_smtp_connections_total outcome=check"]
+            > before["remails_smtp_connections_total outcome=check"] + 2
+        ),
+    )
+    assert scrape_url(url).get("remails_smtp_connections_total outcome=failed", 0) == 0
+    said = front.services["app1 inbound"].said()
+    assert not re.search(r"connection not opened|connection lost|refused|Traceback", said)
+
+
+def test_an_edge_is_ready_while_it_reaches_anybody(front: Front) -> None:
+    assert ready(front) == 200
+    for service in front.services.values():
+        service.kill()
+    eventually(lambda: ready(front), lambda status: status == 503)
+    front.services["app2 inbound"].start()
+    eventually(lambda: ready(front), lambda status: status == 200)
+
+
+def ready(front: Front) -> int:
+    """What keepalived's script is told."""
+    with socket.create_connection(("127.0.0.1", front.edge.ports.ready), 5) as asking:
+        asking.sendall(b"GET /ready HTTP/1.0\r\n\r\n")
+        return int(asking.makefile("rb").readline().split()[1])
+
+
+def test_prometheus_is_told(front: Front) -> None:
+    found = scrape_url(f"http://{EDGE}:{front.edge.ports.metrics}/metrics")
+    assert found["haproxy_backend_active_servers proxy=inbound"] == 2
+
+
+# A host dies
+
+
+def test_a_host_that_dies_is_seen_by_nobody_who_asks(front: Front) -> None:
+    """Requests and connections that begin afterwards go to the other one, before any check has noticed."""
+    front.services["app1 api"].kill()
+    front.services["app1 inbound"].kill()
+    assert answers(front, 20) == [200] * 20
+    for _ in range(5):
+        with front.smtp() as client:
+            assert client.reply().startswith("220 ")
+    front.edge.wait_for("rest", app1="DOWN")
+    front.edge.wait_for("inbound", app1="DOWN")
+
+
+def test_one_whose_database_is_away_still_speaks_for_itself(front: Front) -> None:
+    """If all are unwell, what they say is worth more than what the edge could say."""
+    for name in HOSTS:
+        for backend in ("rest", "inbound"):
+            module.command(front.edge.haproxy, f"disable health {backend}/{name}")
+            module.command(front.edge.haproxy, f"set server {backend}/{name} health down")
+    front.edge.wait_for("rest", app1="DOWN", app2="DOWN")
+    try:
+        answer = front.ask("GET", "/api/config")
+        assert (answer.status, bool(answer.headers["X-App-Version"])) == (200, True)
+        with front.smtp() as client:
+            assert client.reply().startswith("220 ")
+    finally:
+        for name in HOSTS:
+            for backend in ("rest", "inbound"):
+                module.command(front.edge.haproxy, f"enable health {backend}/{name}")
+
+
+# Drain
+
+
+def test_a_drained_host_serves_to_the_end_and_is_sent_nobody_more(front: Front) -> None:
+    haproxy = front.edge.haproxy
+    with front.smtp() as client:
+        client.log_in(front.tenant)
+        (busy,) = (name for name, row in front.edge.rows("inbound").items() if row["scur"] == "1")
+        changed, text, left = module.drain(haproxy, busy, ["inbound"], 0)
+        assert (changed, text, left) == (True, f"{busy} has 1 sessions", 1)
+        for _ in range(4):
+            with front.smtp() as other:
+                assert other.reply().startswith("220 ")
+        assert front.edge.rows("inbound")[busy]["scur"] == "1"
+        waiting: list[tuple[bool, str, int]] = []
+        thread = threading.Thread(target=lambda: waiting.append(module.drain(haproxy, busy, ["inbound"], 30)))
+        thread.start()
+        client.envelope("a@acme.example")
+        client.send(MESSAGE)
+        assert client.reply().startswith("250 2.6.0 ")
+        assert waiting == []
+        client.say("QUIT")
+    thread.join(30)
+    assert waiting == [(False, f"{busy} has no sessions", 0)]
+    assert module.ready(haproxy, busy, ["inbound"], 10) == (True, f"{busy} is well", 0)
+    assert module.ready(haproxy, busy, ["inbound"], 10) == (False, f"{busy} is well", 0)
+    assert front.edge.status("inbound")[busy] == "UP"
+
+
+def test_a_host_restarts_without_an_error_that_a_client_sees(front: Front) -> None:
+    """As a deployment does it, while requests come without a pause."""
+    haproxy, codes, stop = front.edge.haproxy, [], threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            codes.append(front.ask("GET", "/api/healthy").status)
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    for name in HOSTS:
+        assert module.drain(haproxy, name, ["rest", "pages"], 10)[2] == 0
+        assert front.edge.status("pages")[name].startswith("DRAIN")
+        service = front.services[f"{name} api"]
+        service.kill()
+        service.start()
+        module.ready(haproxy, name, ["rest", "pages"], 30)
+    stop.set()
+    for asker in askers:
+        asker.join(30)
+    assert set(codes) == {200} and len(codes) > 20
+
+
+def test_the_last_one_stays(front: Front) -> None:
+    """systemd holds its sockets; an edge that sends clients nowhere would be worse."""
+    front.services["app2 inbound"].kill()
+    front.edge.wait_for("inbound", app2="DOWN")
+    assert module.drain(front.edge.haproxy, "app1", ["inbound"], 5) == (
+        False,
+        "app1 stays, for no other host is well",
+        0,
+    )
+    assert front.edge.status("inbound")["app1"] == "UP"
+
+
+def test_a_host_that_does_not_get_well_is_told_of(front: Front) -> None:
+    front.services["app2 inbound"].kill()
+    front.edge.wait_for("inbound", app2="DOWN")
+    with pytest.raises(TimeoutError, match=r"app2 is not well in the eyes of the edge: DOWN, L4CON"):
+        module.ready(front.edge.haproxy, "app2", ["inbound"], 0)
+
+
+# Slow clients
+
+
+def test_slow_clients_take_nothing_of_the_api(front: Front) -> None:
+    """More of them than the API has threads: half a head, and a whole head with half a body."""
+    head = b"POST /api/organizations HTTP/1.1\r\nHost: relay.example\r\n"
+    connections = []
+    for number in range(40):
+        connection = front.https()
+        connection.connect()
+        connection.sock.sendall(head if number % 2 else head + b"Content-Length: 1000\r\n\r\n{")
+        connections.append(connection)
+    started = time.monotonic()
+    assert answers(front, 5) == [200] * 5
+    assert time.monotonic() - started < 5
+    assert {row["scur"] for row in (*front.edge.rows("rest").values(), *front.edge.rows("pages").values())} == {"0"}
+    for connection in connections:
+        connection.close()
+
+
+def test_a_request_comes_whole(front: Front) -> None:
+    """In pieces, and answered as if it had not been."""
+    body = json.dumps({"name": "x" * 30_000}).encode()
+    connection = front.https()
+    connection.putrequest("POST", "/api/organizations")
+    for name, value in basic("x", "y").items():
+        connection.putheader(name, value)
+    connection.putheader("Content-Length", str(len(body)))
+    connection.putheader("Content-Type", "application/json")
+    connection.endheaders()
+    for start in range(0, len(body), 10_000):
+        connection.send(body[start : start + 10_000])
+    response = connection.getresponse()
+    assert response.status in (401, 429)
+    connection.close()
