@@ -26,6 +26,7 @@ import msgspec
 import sink as sinks
 import systems
 from generator import Order, Result
+from groups import stop_when_told
 from systems import Place, Remails, System
 from workbench import free_port
 
@@ -257,6 +258,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="write bench/results/compare.json")
     options = parser.parse_args()
     here = kept.machine()
+    stop_when_told()
     names = [name for name in options.systems if not _left_out(name, options.full)]
     cases = [Case(size, sessions, options.once) for size in options.sizes for sessions in options.sessions]
     if options.full:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ def _root() -> Path | None:
         if kind == "cgroup2" and os.access(place, os.W_OK):
             return Path(place)
     return None
+
+
+def stop_when_told() -> None:
+    """Let SIGTERM end the program as Ctrl-C does: by an exception, so that what was started is stopped."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 class Group:

@@ -24,6 +24,7 @@ import sink as sinks
 import systems
 from compare import Case, Wrong
 from generator import Login, Order
+from groups import stop_when_told
 from systems import Remails
 
 from remails.dev.home import DOMAIN
@@ -337,6 +338,7 @@ def main() -> None:
     if unknown := set(options.experiments) - set(every):
         parser.error(f"no such experiment: {', '.join(unknown)}")
     here = kept.machine()
+    stop_when_told()
     span = Span(options.rounds or (5 if options.full else 3), options.seconds or (5.0 if options.full else 3.0))
     most = options.most or (5_000_000 if options.full else 1_000_000)
     found: list[Figure] = []

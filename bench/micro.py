@@ -24,7 +24,7 @@ import seed
 import systems
 import uvloop
 from compare import SIZES, Case, Wrong
-from groups import Group
+from groups import Group, stop_when_told
 
 from remails import submission
 from remails.bus import client, events
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="write bench/results/micro.json")
     options = parser.parse_args()
     here = kept.machine()
+    stop_when_told()
     try:
         found = [*signing(options.seconds), *store(options.seconds), *ways(options.seconds)]
     except Wrong as error:

@@ -279,6 +279,7 @@ def _service(home: Home, word: str) -> Iterator[None]:
             env={**os.environ, "NOTIFY_SOCKET": address},
             stdout=log,
             stderr=log,
+            start_new_session=True,  # as the others are: on a busy machine the kernel shares out processors by session
         )
         try:
             while b"READY=1" not in told.recv(4096):
