@@ -272,6 +272,8 @@ def monitoring(groups: Groups, hosts: Hosts) -> Iterator[str]:
             )
         elif server.strip("[]") in ours:
             yield f"monitoring_mail_smarthost is {smarthost}, which is this relay; alerts must not depend on it, so name another server."
+        elif port == "25" and name not in groups.get("outbound", ()):
+            yield f"monitoring_mail_smarthost is {smarthost}, and only hosts that send may speak to port 25; name its port 587 or 465."
         elif not host.get("monitoring_mail_to"):
             yield "monitoring_mail_to is empty; list who is told of alerts."
         listen = str(host.get("monitoring_listen") or "127.")

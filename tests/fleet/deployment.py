@@ -137,7 +137,7 @@ class Deployment:
             "remails_provider_token": TOKEN,
             "edge_addresses": FRONT,
             # Alerts go straight to the mailbox of the world.
-            "monitoring_mail_smarthost": f"{MX}:25",
+            "monitoring_mail_smarthost": f"{MX}:587",
             "monitoring_mail_from": "alerts@watch.test",
             "monitoring_mail_to": ["oncall@example.test"],
             "monitoring_mail_tls": False,

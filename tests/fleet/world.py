@@ -84,7 +84,7 @@ async def _serve(directory: Path) -> None:
     async with world.running(
         zone,
         dns_address=(hosts.RESOLVER, 53),
-        smtp_addresses=[(hosts.MX, 25)],
+        smtp_addresses=[(hosts.MX, 25), (hosts.MX, 587)],
         http_address=(hosts.MX, 80),
         directory=directory / "mails",
         limit=1_000_000,  # no test is to miss what another's load has pushed out

@@ -131,6 +131,11 @@ MISTAKES: dict[str, Mistake] = {
         "monitoring_mail_smarthost is relay.example.com:587, which is this relay; alerts must not depend on it, "
         "so name another server.",
     ),
+    "alerts by the port for mail between servers": (
+        lambda i: i.watch(monitoring_mail_smarthost="mail.example.net:25", monitoring_mail_to=["a@b.example"]),
+        "monitoring_mail_smarthost is mail.example.net:25, and only hosts that send may speak to port 25; "
+        "name its port 587 or 465.",
+    ),
     "alerts for nobody": (
         lambda i: i.watch(monitoring_mail_smarthost="mail.example.net:587"),
         "monitoring_mail_to is empty; list who is told of alerts.",

@@ -1,0 +1,97 @@
+"""The monitoring of the fleet: it asks everybody, is silent while all is well, and tells somebody, not by the relay, when a host dies."""
+
+import json
+import urllib.parse
+import urllib.request
+from functools import partial
+from typing import Any
+
+import pytest
+from deployment import GROUPS, Deployment
+from hosts import Fleet, until
+
+pytestmark = [pytest.mark.fleet, pytest.mark.timeout(900)]
+WATCH = "watch1"
+LOOKS_BACK = {"ErrorsLogged", "LeaseFlapping", "ServiceRestarts", "WorkerRestarted", "MailRefusedByUs", "ManyDeferred"}
+"""Alerts that are about the last minutes or the last hour: they remember what tests before this one have broken."""
+
+
+class Prometheus:
+    """What Prometheus and Alertmanager on a host say."""
+
+    def __init__(self, fleet: Fleet, host: str = WATCH) -> None:
+        self._fleet, self._host = fleet, host
+
+    def get(self, url: str) -> Any:
+        """What it answers."""
+        with self._fleet.network(self._host), urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)
+
+    def query(self, expression: str) -> list[dict[str, str]]:
+        """The labels of each series that the expression has now."""
+        asked = urllib.parse.urlencode({"query": expression})
+        found = self.get(f"http://127.0.0.1:9090/api/v1/query?{asked}")
+        return [one["metric"] for one in found["data"]["result"]]
+
+    def firing(self) -> set[str]:
+        """The alerts that fire, but for the one that always does."""
+        found = self.query('ALERTS{alertstate="firing", alertname!="Watchdog"}')
+        return {f"{one['alertname']} {one.get('instance', '')}".strip() for one in found}
+
+
+@pytest.fixture
+def prometheus(deployment: Deployment) -> Prometheus:
+    """That of the fleet."""
+    return Prometheus(deployment.fleet)
+
+
+def expected(deployment: Deployment) -> set[tuple[str, str]]:
+    """Who has to be asked for what, at least: every service, every host, every database."""
+    words = ("api", "inbound", "outbound", "bus", "periodic", "ipagent")
+    found = {(word, host) for word in words for host in GROUPS[word]}
+    found |= {("postgres", host) for host in GROUPS["database"]}
+    return found | {("node", host) for host in deployment.fleet.hosts}
+
+
+@pytest.mark.usefixtures("whole")
+def test_everybody_is_asked_and_answers(deployment: Deployment, prometheus: Prometheus) -> None:
+    def silent() -> set[tuple[str, str]]:
+        return expected(deployment) - {(one["job"], one["instance"]) for one in prometheus.query("up == 1")}
+
+    until(lambda: not silent(), 60, "every target to answer")
+    assert prometheus.query("remails_host_security_updates") and prometheus.query("remails_pg_primary == 1")
+    assert prometheus.query("remails_balance_missing == 0")
+
+
+@pytest.mark.usefixtures("whole")
+def test_nothing_fires_while_all_is_well(prometheus: Prometheus) -> None:
+    """At the end of whatever tests before this one have broken; what lies in the past may still be spoken of."""
+    until(
+        lambda: not {one for one in prometheus.firing() if one.split()[0] not in LOOKS_BACK},
+        300,
+        "alerts to be over",
+    )
+    assert prometheus.query('ALERTS{alertname="Watchdog", alertstate="firing"}')
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_dead_host_is_told_once_by_mail_that_does_not_pass_the_relay(
+    deployment: Deployment, prometheus: Prometheus
+) -> None:
+    host = deployment.fleet.hosts["out3"]
+    watch = deployment.fleet.hosts[WATCH].ip
+    host.kill()
+    _arrives(deployment, "page: HostDead out3", watch)
+    assert "HostDead out3" in prometheus.firing()
+    until(lambda: "ServiceDown out3" in prometheus.firing(), 60, "its services to be noticed too")
+    assert not deployment.world.mails("page: ServiceDown out3"), "what is on a dead host goes without saying"
+    host.start()
+    host.wait()
+    until(lambda: "HostDead out3" not in prometheus.firing(), 90, "the alert to be over")
+
+
+def _arrives(deployment: Deployment, subject: str, ip: str) -> None:
+    """A mail of this subject, straight from this address."""
+    mails = partial(deployment.world.mails, subject)
+    until(mails, 300, f"a mail {subject!r}")
+    assert {record.peer_ip for record in mails()} == {ip}
