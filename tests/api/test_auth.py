@@ -246,6 +246,15 @@ def test_the_client_behind_our_proxy_is_who_it_says(
     _guess_until_banned(app, db, {"X-Forwarded-For": "10.9.9.9, 192.0.2.7"}, "192.0.2.7")
 
 
+def test_who_is_none_of_our_proxies_speaks_for_nobody(
+    settings: Settings, db: Database, vault: Vault, pepper: Pepper
+) -> None:
+    api = Api(trusted_proxies=1, proxy_trusted=("10.0.0.0/8",))
+    proxied = Settings(host="test", mail=settings.mail, database=settings.database, bans=Bans(allow=()), api=api)
+    app = create_app(proxied, db, Publisher(proxied.bus, ""), vault, pepper)
+    _guess_until_banned(app, db, {"X-Forwarded-For": "192.0.2.7"}, "127.0.0.1")
+
+
 def test_without_a_proxy_of_ours_nobody_chooses_their_address(
     settings: Settings, db: Database, vault: Vault, pepper: Pepper
 ) -> None:
