@@ -7,7 +7,7 @@ import ipaddress
 import json
 import re
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,29 @@ def scram_verifier(password: str) -> str:
     return f"SCRAM-SHA-256$4096:{encoded[0]}${encoded[1]}:{encoded[2]}"
 
 
+def certificate_sources(
+    name: str, names: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]], edges: Sequence[str] = ()
+) -> list[str]:
+    """Where the host `name` reaches the api hosts `names`, which have its certificates. One may listen for itself only."""
+    found = []
+    for one in names:
+        usual = "0.0.0.0:8000" if edges else "127.0.0.1:8000"
+        where, _, port = str(hostvars[one].get("api_listen", usual)).rpartition(":")
+        if re.match(r"127\.|\[::1\]|localhost", where):
+            if one == name:
+                found.append(f"http://{where}:{port}")
+        else:
+            ip = address(hostvars[one])
+            found.append(f"http://{f'[{ip}]' if ':' in ip else ip}:{port}")
+    return found
+
+
+def certificates_key(pepper: str, number: int) -> str:
+    """The key by which hosts fetch certificates; as `Pepper.fernet_key` of remails/vault.py makes it."""
+    digest = hashlib.sha256(pepper.strip().encode() + f"\0certificates:{number}".encode()).digest()
+    return base64.urlsafe_b64encode(digest).decode()
+
+
 def toml(value: Any) -> str:
     """A value as TOML writes it on one line."""
     if isinstance(value, Mapping):
@@ -109,6 +132,8 @@ class FilterModule:
             "address_option": address_option,
             "addresses": addresses,
             "backup_place": backup_place,
+            "certificate_sources": certificate_sources,
+            "certificates_key": certificates_key,
             "endpoint": endpoint,
             "in_url": in_url,
             "unit_credentials": unit_credentials,

@@ -18,6 +18,15 @@ GROUPS = (*SERVICES, "database", "edge", "monitoring", "backups")
 SPEAKERS = tuple(service for service in SERVICES if service != "bus")
 """Those who speak to the database."""
 
+OPTIONAL: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+    "provider_token": lambda host: _provider(host) != "static",
+    "acme_eab_key": lambda host: _acme(host).get("external_account"),
+    "acme_dns_key": lambda host: _acme(host).get("dns_key_name"),
+}
+"""Secrets that not everybody needs, and who does."""
+OTHERS = {"acme_eab_key": "the certificate authority", "acme_dns_key": "the name server"}
+"""Who makes a secret that we do not."""
+
 DEBIAN = ("12", "13")
 
 Groups = Mapping[str, list[str]]
@@ -106,10 +115,12 @@ def secrets(groups: Groups, hosts: Hosts) -> Iterator[str]:
         unit = (PROJECT / f"systemd/remails-{service}.service").read_text(encoding="utf-8")
         for name in re.findall(r"^LoadCredential=(\w+):", unit, re.MULTILINE):
             for host in groups.get(service, ()):
-                if name == "provider_token" and _provider(hosts[host]) == "static":
+                if name in OPTIONAL and not OPTIONAL[name](hosts[host]):
                     continue
                 if not str(hosts[host].get(f"remails_{name}") or "").strip():
-                    maker = _provider(hosts[host]) if name == "provider_token" else "remails keys vault"
+                    maker = (
+                        _provider(hosts[host]) if name == "provider_token" else OTHERS.get(name, "remails keys vault")
+                    )
                     yield f"The secret remails_{name} is missing for {host}; put one of {maker} into its vault.yml."
     for variable in ("remails_bus_server_public_key", "remails_bus_client_public_keys"):
         for host in {name for service in SERVICES for name in groups.get(service, ())}:
@@ -281,6 +292,40 @@ def monitoring(groups: Groups, hosts: Hosts) -> Iterator[str]:
             yield f"monitoring_listen is {listen}, which others reach, without a password; set monitoring_password_hash."
 
 
+def certificates(groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """The certificate of the inventory is fit for use; one that is issued can reach the hosts that show it."""
+    for name in {name for group in ("inbound", "edge") for name in groups.get(group, ())}:
+        host = hosts[name]
+        chain, key, acme = host.get("certificates_chain"), host.get("certificates_key"), _acme(host)
+        if bool(chain) != bool(key):
+            yield "Of certificates_chain and certificates_key only one is given; give both, or neither."
+        elif chain and acme.get("directory"):
+            yield "Both certificates_chain and certificates.directory say where the certificate comes from; take one out."
+        elif chain:
+            yield from _given(f"{key}\n{chain}", host)
+        elif acme.get("directory") and not _beside("fleet").certificate_sources(
+            name, groups.get("api", ()), hosts, groups.get("edge", ())
+        ):
+            yield f"{name} cannot fetch the certificate: every api listens for itself only; set api_listen to 0.0.0.0:8000."
+
+
+def _given(pem: str, host: Host) -> Iterator[str]:
+    try:
+        certificate = importlib.import_module("remails.certificate")
+    except ImportError:  # what is installed on the controller has no Remails
+        return
+    url = str(((host.get("remails_settings") or {}).get("api") or {}).get("url") or "")
+    names = [str(host.get("remails_hostname"))]
+    if url.startswith("https://"):
+        names.append(url.removeprefix("https://").partition("/")[0].partition(":")[0])
+    try:
+        reason = certificate.trouble(certificate.read(pem.encode()), names)
+    except certificate.ConfigError as error:
+        reason = str(error)
+    if reason:
+        yield f"certificates_chain with certificates_key is of no use: {reason}."
+
+
 def settings(_groups: Groups, hosts: Hosts) -> Iterator[str]:
     """The sections, words and types of remails/config.py, where it is installed on the controller."""
     try:
@@ -343,6 +388,12 @@ def _provider(host: Host) -> str:
     return str(_said(host, "ipagent").get("provider") or "static")
 
 
+def _acme(host: Host) -> Mapping[str, Any]:
+    """What the inventory says about certificates that are issued by ACME."""
+    said = [(host.get(name) or {}).get("certificates") or {} for name in ("remails_settings", "remails_host_settings")]
+    return {**said[0], **said[1]}
+
+
 def _twice(names: Iterable[Any]) -> list[Any]:
     return [name for name, number in collections.Counter(names).items() if number > 1]
 
@@ -376,6 +427,7 @@ CHECKS = (
     pools,
     outbound_addresses,
     monitoring,
+    certificates,
     settings,
 )
 

@@ -42,6 +42,7 @@ MODULES = {
     "host": "remails.admin.fleet",
     "queue": "remails.admin.queue",
     "bans": "remails.admin.bans",
+    "certificate": "remails.admin.certificates",
     "keys": "remails.admin.keys",
     "migrate": "remails.admin.migrate",
     "doctor": "remails.admin.doctor",

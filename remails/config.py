@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -118,9 +118,9 @@ class Inbound(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     smtps_port: Port = 465
     submission_port: Port = 587
     alternate_port: Port = 2525
-    tls_certificate: str = "/etc/remails/tls/certificate.pem"
-    tls_key: str = "/etc/remails/tls/key.pem"
-    """Changed files are used for new connections within seconds, without a restart."""
+    tls_certificate: str = "/etc/remails/tls/relay.pem"
+    tls_key: str = "/etc/remails/tls/relay.pem"
+    """They may be one file, or two. Changed files are used for new connections within seconds, without a restart."""
     certificates: tuple[Certificate, ...] = ()
     """More of them; a client that names a host (SNI) gets the one for that name, any other client the one above."""
     processes: Positive = 1
@@ -212,6 +212,7 @@ class Periodic(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How often it is checked that what was accepted is final or waits."""
     watch_interval: Seconds = 15.0
     """How often what waits is counted for the metrics."""
+    certificates_interval: Seconds = 15.0
     host_timeout: Seconds = 30.0
     """A host whose heartbeat is older than this is taken for dead."""
 
@@ -251,6 +252,38 @@ class IpAgent(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Say what would be done, and do nothing."""
 
 
+class Certificates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The relay's own certificate, where an authority issues it by ACME (RFC 8555). See docs/certificates.md."""
+
+    directory: str = ""
+    """URL of the authority's directory, such as `https://acme-v02.api.letsencrypt.org/directory`; empty: no ACME."""
+    names: tuple[str, ...] = ()
+    """Host names that it is for; empty: the relay's hostname, and that of `api.url` where it is reached by HTTPS."""
+    contact: str = ""
+    """Mail address that the authority may write to."""
+    ca_file: str = ""
+    """Authorities in PEM that are believed when speaking to the directory; empty: the usual ones."""
+    key_type: Literal["ecdsa", "rsa"] = "ecdsa"
+    """ECDSA on P-256, or RSA with 2048 bits. Each certificate has a key of its own."""
+    external_account: str = ""
+    """Id of an account that one has to have with the authority (RFC 8555 §7.3.4); its key is the credential `acme_eab_key`."""
+    challenge: Literal["http-01", "dns-01"] = "http-01"
+    """How we prove that a name is ours: on its port 80, which has to lead to api; or in its DNS."""
+    dns_server: str = ""
+    """`address` or `address:port` of a server that takes dynamic updates (RFC 2136), for dns-01."""
+    dns_key_name: str = ""
+    """Name of the TSIG key for it; the key itself, in base64, is the credential `acme_dns_key`."""
+    dns_key_algorithm: str = "hmac-sha256"
+    dns_hook: str = ""
+    """A program in place of such a server, run as `PROGRAM add|remove NAME VALUE`; it sets a TXT record and ends with 0."""
+    dns_wait: Annotated[float, Meta(ge=0)] = 15.0
+    """Seconds until a changed record is at all servers of its zone."""
+    timeout: Seconds = 120.0
+    """Longest time until a certificate is issued."""
+    key_number: Positive = 1
+    """Another one makes another key of which hosts fetch the certificate: for when one of them was in foreign hands."""
+
+
 class Metrics(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Numbers for Prometheus, at `/metrics`; see docs/metrics.md."""
 
@@ -282,6 +315,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     outbound: Outbound = field(default_factory=Outbound)
     periodic: Periodic = field(default_factory=Periodic)
     ipagent: IpAgent = field(default_factory=IpAgent)
+    certificates: Certificates = field(default_factory=Certificates)
     metrics: Metrics = field(default_factory=Metrics)
     logs: Logs = field(default_factory=Logs)
 
@@ -320,11 +354,30 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.credential("bus_client_key") if self.bus.endpoints else ""
 
     def provider_token(self) -> str:
-        """The credential `provider_token`; the unit gives "-" where there is no such file. Raises ConfigError."""
-        token = self.credential("provider_token")
-        if token == "-":  # noqa: S105  # the sign that there is none
-            raise ConfigError(f"credential provider_token: missing, and ipagent.provider is {self.ipagent.provider}")
-        return token
+        """The credential `provider_token`. Raises ConfigError."""
+        return self._optional("provider_token", f"ipagent.provider is {self.ipagent.provider}")
+
+    def acme_eab_key(self) -> str:
+        """The credential `acme_eab_key`. Raises ConfigError."""
+        return self._optional("acme_eab_key", "certificates.external_account is set")
+
+    def acme_dns_key(self) -> str:
+        """The credential `acme_dns_key`. Raises ConfigError."""
+        return self._optional("acme_dns_key", "certificates.dns_key_name is set")
+
+    def _optional(self, name: str, why: str) -> str:
+        """A credential that is not needed everywhere; the unit gives "-" where there is no such file."""
+        text = self.credential(name)
+        if text == "-":
+            raise ConfigError(f"credential {name}: missing, and {why}")
+        return text
+
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """The host names that the relay's own certificate has to be for."""
+        pages = [self.api.url.removeprefix("https://").partition("/")[0]] if self.api.url.startswith("https://") else []
+        names = [*self.certificates.names] or [self.mail.hostname, *(name.partition(":")[0] for name in pages)]
+        return tuple(dict.fromkeys(name.lower() for name in names))
 
     @property
     def spf_include(self) -> str:
@@ -362,6 +415,7 @@ def decode(data: bytes, source: str = "settings") -> Settings:
         if not hosts or not all(ipaddress.ip_address(host).is_loopback for host in hosts):
             raise ConfigError(f"{source}: dns.validating: only with dns.nameservers on this host, such as 127.0.0.1")
     endpoint(settings.api.listen, 8000, f"{source}: api.listen")
+    _check_acme(settings.certificates, source)
     for probe in settings.ipagent.probes:
         endpoint(probe, 25, f"{source}: ipagent.probes")
     for section in ("api", "inbound"):
@@ -372,6 +426,15 @@ def decode(data: bytes, source: str = "settings") -> Settings:
     if settings.logs.level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ConfigError(f"{source}: logs.level: expected DEBUG, INFO, WARNING or ERROR, got {settings.logs.level!r}")
     return settings
+
+
+def _check_acme(certificates: Certificates, source: str) -> None:
+    if certificates.dns_server:
+        endpoint(certificates.dns_server, 53, f"{source}: certificates.dns_server")
+    if certificates.challenge == "dns-01" and not (certificates.dns_server or certificates.dns_hook):
+        raise ConfigError(f"{source}: certificates.challenge: dns-01 needs dns_server or dns_hook")
+    if certificates.challenge == "http-01" and any(name.startswith("*.") for name in certificates.names):
+        raise ConfigError(f"{source}: certificates.names: names with a star need the challenge dns-01")
 
 
 def _check_network(text: str, name: str) -> None:

@@ -165,9 +165,17 @@ BALANCE_MISSING = _gauge(
 BALANCE_UNFINISHED = _gauge("balance_unfinished", "Deliveries that wait an hour after they had to be final.")
 BALANCE_BEHIND = _gauge("balance_behind_seconds", "Age of the oldest message whose deliveries were never counted.")
 
+CERTIFICATE_NOT_AFTER = _gauge(
+    "certificate_not_after_timestamp_seconds", "When the certificate that was issued last ends.", "name"
+)
+CERTIFICATE_RENEWAL_FAILED = _gauge(
+    "certificate_renewal_failed", "1 if the last attempt to have a new certificate issued failed, else 0.", "name"
+)
+
 FLEET = (
     *(QUEUE_DELIVERIES, QUEUE_OVERDUE, QUEUE_OLDEST, ADDRESSES, HOSTS_DEAD, ADDRESS_MOVES),
     *(BALANCE_MISSING, BALANCE_UNFINISHED, BALANCE_BEHIND),
+    *(CERTIFICATE_NOT_AFTER, CERTIFICATE_RENEWAL_FAILED),
 )
 
 

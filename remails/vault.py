@@ -69,6 +69,11 @@ class Vault:
             ) from None
 
 
+def sealer_of(sealed: bytes) -> str:
+    """The name of the key that has sealed it."""
+    return sealed.partition(b":")[0].decode("ascii", "replace")
+
+
 def new_encryption_key(name: str) -> str:
     """A fresh line for the credential `encryption_keys`."""
     return f"{name}:{base64.b64encode(os.urandom(32)).decode()}"
@@ -93,6 +98,10 @@ class Pepper:
     def derive(self, purpose: str) -> bytes:
         """A key for another purpose, e.g. signing CSRF tokens."""
         return hashlib.sha256(self._key + b"\0" + purpose.encode()).digest()
+
+    def fernet_key(self, purpose: str) -> bytes:
+        """The same as a key for Fernet, which seals what two parties of ours say to each other."""
+        return base64.urlsafe_b64encode(self.derive(purpose))
 
 
 def new_secret(length: int = 32) -> str:

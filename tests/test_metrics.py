@@ -42,7 +42,7 @@ def test_no_label_names_a_tenant_or_a_person() -> None:
     labels = {label for metric in Metric.all.values() for label in metric.labels}
     assert labels == {
         *("service", "version", "level", "task", "door", "reason", "outcome", "command", "code"),
-        *("method", "status", "state", "policy", "tls", "mailbox_provider", "reply"),
+        *("method", "status", "state", "policy", "tls", "mailbox_provider", "reply", "name"),
     }
 
 

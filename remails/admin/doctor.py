@@ -28,7 +28,7 @@ from remails.bus import keys as bus_keys
 from remails.errors import ConfigError, Unavailable
 from remails.ipagent import providers, reverse
 from remails.ipagent.providers import ProviderError
-from remails.store import addresses, leases, migrate, server
+from remails.store import addresses, certificates, leases, migrate, server
 
 TARGET = Path("/etc/systemd/system/remails.target.wants")
 
@@ -37,7 +37,7 @@ CREDENTIALS = {
     "inbound": ("database_password", "pepper", "bus_client_key"),
     "outbound": ("database_password", "encryption_keys", "bus_client_key"),
     "bus": ("bus_server_key",),
-    "periodic": ("database_password", "bus_client_key"),
+    "periodic": ("database_password", "bus_client_key", "encryption_keys", "acme_eab_key", "acme_dns_key"),
     "ipagent": ("database_password", "bus_client_key", "provider_token"),
 }
 """What each service reads; its unit loads the same."""
@@ -109,10 +109,20 @@ def installed() -> frozenset[str]:
 def credentials(host: Host) -> Iterator[Finding]:
     """Present, readable, private, well-formed, and belonging to the keys in the settings."""
     for name in sorted({name for word in host.services for name in CREDENTIALS[word]}):
-        if name == "provider_token" and host.settings.ipagent.provider == "static":
-            continue  # there is nobody to ask
+        if name in _unneeded(host.settings):
+            continue
         if name != "database_password" or not _has_no_password(host.settings):
             yield _credential(host.settings, name, host.settings.credential_path(name))
+
+
+def _unneeded(settings: config.Settings) -> set[str]:
+    """Credentials that these settings make no use of."""
+    used = {
+        "provider_token": settings.ipagent.provider != "static",
+        "acme_eab_key": settings.certificates.external_account,
+        "acme_dns_key": settings.certificates.dns_key_name,
+    }
+    return {name for name, use in used.items() if not use}
 
 
 def _has_no_password(settings: config.Settings) -> bool:
@@ -351,6 +361,31 @@ def _validity(name: str, found: x509.Certificate, hostname: str | None, now: dat
     return Finding("ok", name, f"for {', '.join(names)}, valid for {left.days} more days")
 
 
+def renewal(host: Host) -> Iterator[Finding]:
+    """What lies in the database for all hosts: renewed in time, and issued at all."""
+    if "periodic" not in host.services:
+        return
+    try:
+        with operator.migrated(host.settings) as opened:
+            rows = opened.run(certificates.list_)
+    except (ConfigError, Unavailable):
+        yield Finding("warn", "renewal", "not looked at, for want of the database")
+        return
+    if host.settings.certificates.directory and not any(row.name == certificates.RELAY for row in rows):
+        yield Finding("warn", "renewal", "no certificate was asked for yet; does a periodic service lead?")
+    for row in rows:
+        name, until = f"renewal of {row.name}", row.not_after - datetime.now(UTC) if row.not_after else None
+        if row.failures:
+            why = f"failed {row.failures} times, last at {output.cell(row.failed_at)}: {row.failure}"
+            yield Finding("FAIL" if until is None or until < CERTIFICATE_WARN else "warn", name, why)
+        elif until is None:
+            yield Finding("warn", name, "nothing is issued yet")
+        elif until < CERTIFICATE_WARN:
+            yield Finding("warn", name, f"ends in {until.days} days; run: remails certificate renew, or import")
+        else:
+            yield Finding("ok", name, f"{row.source}, serial {row.serial}, valid for {until.days} more days")
+
+
 # DNS
 
 
@@ -400,5 +435,6 @@ CHECKS: Iterable[Callable[[Host], Iterator[Finding]]] = (
     provider,
     outbound,
     certificate,
+    renewal,
     nameservers,
 )

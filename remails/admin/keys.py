@@ -6,6 +6,7 @@ a file in place, so it is an editor for `ansible-vault edit`, and no secret is e
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from remails.admin import output
 from remails.admin.operator import Act, connected
 from remails.bus import keys as bus_keys
 from remails.errors import Refused
-from remails.store import domains
+from remails.store import certificates, domains
 
 _BATCH = 100
 
@@ -178,7 +179,7 @@ def _replaced(text: str, rotation: Callable[[Mapping[str, object]], dict[str, ob
 def list_(act: Act, as_json: bool) -> None:
     """List the encryption keys of this host, and how much of what is stored each has sealed."""
     names = vault.Vault(act.settings.credential("encryption_keys")).names
-    sealed = domains.sealed_by(act.conn)
+    sealed = Counter(domains.sealed_by(act.conn)) + Counter(certificates.sealed_by(act.conn))
     rows = [
         {"name": name, "here": name in names, "seals": name == names[0], "sealed": sealed.get(name, 0)}
         for name in dict.fromkeys([*names, *sealed])
@@ -194,7 +195,7 @@ def reencrypt(act: Act) -> None:
     Every host must know that key by then; playbooks/rotate.yml sees to it.
     """
     sealer = vault.Vault(act.settings.credential("encryption_keys"))
-    total = 0
+    total = certificates.reseal(act.conn, sealer)
     while done := domains.reseal(act.conn, sealer, _BATCH):
         total += done
     if total:

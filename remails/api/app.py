@@ -17,7 +17,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response
 
 from remails import __version__, metrics
-from remails.api import auth, operations, problems, reference, rest
+from remails.api import auth, certificates, operations, problems, reference, rest
 from remails.api.state import State
 from remails.api.ui import pages
 from remails.bus.client import Publisher
@@ -53,6 +53,7 @@ def create_app(settings: Settings, db: Database, publisher: Publisher, vault: Va
     auth.register(app)
     operations.add_routes(app, rest.NOUNS)
     reference.add_routes(app, rest.NOUNS)
+    certificates.add_routes(app)
     app.register_blueprint(pages.blueprint)
     app.after_request(_finish(settings))
     return app

@@ -34,8 +34,7 @@ class Certificates:
 
     def __init__(self, settings: Inbound) -> None:
         self._pairs = list(_pairs(settings))
-        self._stamps = self._look()
-        self.context = _load(self._pairs)
+        self._stamps, self.context = self._read()
         """For the next handshake, on the server's side."""
 
     def reload(self) -> None:
@@ -45,17 +44,30 @@ class Certificates:
             return
         self._stamps = stamps
         try:
-            self.context = _load(self._pairs)
+            self._stamps, self.context = self._read()
         except ConfigError as error:
             log.warning("new certificate cannot be used, the old one stays", reason=error)
         else:
             log.info("certificates loaded anew")
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
+    def _read(self) -> tuple[list["_Stamp | None"], ssl.SSLContext]:
+        """All of them, as they were at one moment; raises ConfigError. A file is opened twice, and may be replaced between."""
+        while True:
+            stamps = self._look()
+            try:
+                return stamps, _load(self._pairs)
+            except ConfigError:
+                if self._look() == stamps:
+                    raise
+
+    def _look(self) -> list["_Stamp | None"]:
         return [_stamp(path) for pair in self._pairs for path in (pair.certificate, pair.key)]
 
 
-def _stamp(path: str) -> tuple[int, int, int] | None:
+_Stamp = tuple[int, int, int]
+
+
+def _stamp(path: str) -> _Stamp | None:
     """Changes with the file; None where there is none."""
     try:
         found = Path(path).stat()

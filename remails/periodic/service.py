@@ -6,7 +6,8 @@ NAME
 DESCRIPTION
     Say again what is due and was not taken; end the claims of dead hosts; find another address for mail whose own went
     away; hold the mail of blocked organizations and of domains whose DNS is wrong; look at the sender domains' DNS again; check that what
-    was accepted is final or waits; fold usage and renew quotas; forget what is old. Each task has its own interval and they run side by side, so a slow one does not delay the
+    was accepted is final or waits; have the relay's certificate renewed; fold usage and renew quotas; forget what is old.
+    Each task has its own interval and they run side by side, so a slow one does not delay the
     others. None of them is needed for mail to be taken or sent.
 
     Run it on as many hosts as you like: one leads, by an advisory lock in the database, and the others stand by. When
@@ -14,7 +15,8 @@ DESCRIPTION
     its connection stops its tasks at once.
 
 STANDARDS
-    RFC 6376 (DKIM), RFC 7208 (SPF), RFC 7489 (DMARC): what the domain checks look at.
+    RFC 6376 (DKIM), RFC 7208 (SPF), RFC 7489 (DMARC): what the domain checks look at. RFC 8555 (ACME), RFC 2136 and 8945
+    (DNS updates, TSIG): how certificates are issued.
 
 DIAGNOSTICS
     "leading" and "leadership lost" tell which host leads. Work that was done is logged with its counts, a turn that
@@ -23,8 +25,9 @@ DIAGNOSTICS
 
 CONFIGURATION
     [periodic] notify_interval, claims_interval, domains_interval, domains_older_than, retention_interval,
-    usage_interval, balance_interval, watch_interval, host_timeout; [dns]; [database]; [bus]; mail.spf_include; credentials database_password,
-    bus_client_key
+    usage_interval, balance_interval, watch_interval, certificates_interval, host_timeout; [certificates]; [dns]; [database];
+    [bus]; mail.hostname, mail.spf_include; credentials database_password, bus_client_key; and for certificates
+    encryption_keys, acme_eab_key, acme_dns_key
 """
 
 import asyncio
@@ -39,7 +42,7 @@ from remails.config import Settings
 from remails.db import Database
 from remails.errors import Unavailable
 from remails.logs import Log
-from remails.periodic import balance, claims, domains, holds, notify, orphans, retention, usage, watch
+from remails.periodic import balance, certificates, claims, domains, holds, notify, orphans, retention, usage, watch
 from remails.store import server
 from remails.store.leadership import Leadership
 
@@ -69,6 +72,7 @@ def tasks(settings: Settings, db: Database, publisher: Publisher) -> list[Task]:
         Task("holds", every.claims_interval, lambda: holds.run(db)),
         Task("domains", every.domains_interval, lambda: domains.run(db, settings)),
         Task("balance", every.balance_interval, lambda: balance.run(db)),
+        Task("certificates", every.certificates_interval, lambda: certificates.run(db, settings)),
         Task("usage", every.usage_interval, lambda: usage.run(db)),
         Task("retention", every.retention_interval, lambda: retention.run(db, settings.mail.idempotency_keep)),
     ]

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import socket
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +13,7 @@ from click.testing import CliRunner
 from controller import Controller, Run
 from deployment import UNSIGNED, Deployment
 from hosts import CONTROL, RESOLVER, Fleet
+from issuer import Issuer
 from load import Load
 from world import World
 
@@ -24,6 +29,7 @@ class Single(Deployment):
     def __init__(self, fleet: Fleet, world: World) -> None:
         self.fleet, self.world = fleet, world
         self.controller = Controller(fleet, {}, {}, NAME)
+        self.issuer = Issuer(fleet, world)
         self.secrets = self.controller.directory / "vault.yml"
         CliRunner().invoke(cli.main, ["keys", "vault", str(self.secrets)], catch_exceptions=False)
 
@@ -35,6 +41,8 @@ class Single(Deployment):
             "firewall_control": [CONTROL],
             "resolver_forward": [RESOLVER],
             "resolver_unsigned": UNSIGNED,
+            "certificates_authorities": self.issuer.authorities(),
+            "remails_settings": {"api": {"url": "http://127.0.0.1:8000"}, **self.issuer.settings()},
             "ipagent_addresses": [{"ip": ip, "pool": "shared", "ptr_name": "relay.example.com"}],
         }
         extra = ("--extra-vars", f"@{self.secrets}", "--extra-vars", json.dumps(said))
@@ -65,6 +73,14 @@ def test_one_host_is_a_whole_relay(single: Single) -> None:
     assert single.site().ok().changed == {"relay": 0}
     customer = single.customer("Solo")
     host = single.fleet.hosts[NAME]
+    # Its certificate is one of the authority, which saw on port 80 that the name is ours; nothing else is answered there.
+    context = ssl.create_default_context(cadata=single.issuer.root())
+    with single.fleet.network("world"), socket.create_connection((host.ip, 465), timeout=20) as sock:
+        context.wrap_socket(sock, server_hostname="relay.example.com").close()
+    with single.fleet.network("world"), pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://{host.ip}/login", timeout=20)
+    with refused.value as answer:
+        assert answer.code == 404
     with Load(single.fleet, "single", customer.smtp, [host.ip], rate=0, count=20) as stream:
         pass
     assert stream.given_up == set()

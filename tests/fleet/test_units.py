@@ -26,7 +26,7 @@ CREDENTIALS = {
     "inbound": {"database_password", "pepper", "bus_client_key"},
     "outbound": {"database_password", "encryption_keys", "bus_client_key"},
     "bus": {"bus_server_key"},
-    "periodic": {"database_password", "bus_client_key"},
+    "periodic": {"database_password", "bus_client_key", "encryption_keys", "acme_eab_key", "acme_dns_key"},
     "ipagent": {"database_password", "bus_client_key", "provider_token"},
 }
 DRAIN = {"outbound": 120, "inbound": 30}  # the default drain_timeout of their settings

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from authority import Authority, Issued
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from play import PROJECT, Ansible
 
 _spec = importlib.util.spec_from_file_location("preflight", PROJECT / "filter_plugins/preflight.py")
@@ -30,6 +32,14 @@ COMMON: dict[str, Any] = {
         {"ip": "203.0.113.21", "pool": "acme", "ptr_name": "out21.example.com"},
     ],
 }
+
+
+GOOD = Authority().issue("relay.example.com")
+
+
+def key_of(one: Issued) -> str:
+    """The key of a certificate, in PEM."""
+    return one.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
 
 
 class Inventory:
@@ -331,6 +341,59 @@ MISTAKES: dict[str, Mistake] = {
     "API where no edge reaches it": (
         lambda i: i.edge(api_listen="127.0.0.1:8000"),
         "api_listen of app1 is 127.0.0.1:8000, where no edge can reach it; take api_listen out.",
+    ),
+    "key without its certificate": (
+        lambda i: i.set(certificates_key="x"),
+        "Of certificates_chain and certificates_key only one is given; give both, or neither.",
+    ),
+    "certificate that is none": (
+        lambda i: i.set(certificates_chain="x", certificates_key="y"),
+        "certificates_chain with certificates_key is of no use: there is no certificate in PEM in it.",
+    ),
+    "key of another certificate": (
+        lambda i: i.set(certificates_chain=GOOD.pem(), certificates_key=key_of(Authority().issue("relay.example.com"))),
+        "certificates_chain with certificates_key is of no use: the key is not that of the certificate.",
+    ),
+    "certificate without its chain": (
+        lambda i: i.set(certificates_chain=GOOD.pem().partition("\n-----BEGIN")[0], certificates_key=key_of(GOOD)),
+        "certificates_chain with certificates_key is of no use: the certificate of its issuer is missing; put the whole "
+        "chain into it.",
+    ),
+    "certificate for another name": (
+        lambda i: i.set(
+            certificates_chain=GOOD.pem(),
+            certificates_key=key_of(GOOD),
+            remails_settings={"api": {"url": "https://pages.example.com"}},
+        ),
+        "certificates_chain with certificates_key is of no use: it is for relay.example.com, and not for pages.example.com.",
+    ),
+    "certificate from two places": (
+        lambda i: i.set(
+            certificates_chain=GOOD.pem(),
+            certificates_key=key_of(GOOD),
+            remails_settings={"certificates": {"directory": "https://acme.example/dir"}},
+        ),
+        "Both certificates_chain and certificates.directory say where the certificate comes from; take one out.",
+    ),
+    "certificate that cannot be fetched": (
+        lambda i: (
+            i.groups["inbound"].append("out1"),
+            i.set(remails_settings={"certificates": {"directory": "https://acme.example/dir"}}),
+        ),
+        "out1 cannot fetch the certificate: every api listens for itself only; set api_listen to 0.0.0.0:8000.",
+    ),
+    "no key of the name server": (
+        lambda i: i.set(
+            remails_settings={
+                "certificates": {
+                    "directory": "https://acme.example/dir",
+                    "challenge": "dns-01",
+                    "dns_server": "192.0.2.53",
+                    "dns_key_name": "relay-key",
+                }
+            }
+        ),
+        "The secret remails_acme_dns_key is missing for app1; put one of the name server into its vault.yml.",
     ),
     "unknown setting": (
         lambda i: i.set(remails_settings={"api": {"wrokers": 2}}),

@@ -72,7 +72,7 @@ def test_default_is_the_specified_one(role: str) -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_secret_is_marked(role: str) -> None:
     for name, option in specified(role).items():
-        words = r"_(?:password|cipher_pass|s3_credentials|pepper|token|encryption_keys|secret|\w*_key)$"
+        words = r"_(?:password|cipher_pass|s3_credentials|pepper|token|encryption_keys|secret|(?:\w*_)?key)$"
         secret = re.search(words, name) and "public" not in name
         assert bool(option.get("no_log")) == bool(secret), name
 

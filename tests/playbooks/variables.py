@@ -15,6 +15,7 @@ ORDER = (
     "backups",
     "resolver",
     "remails",
+    "certificates",
     "bus",
     "api",
     "inbound",
