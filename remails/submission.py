@@ -105,9 +105,10 @@ def check_sender(conn: Connection, sender: Sender, domain: str, throttle: Thrott
     Raises:
         Refused: the organization may not send, or not now; or `domain` is not the project's, or not verified.
     """
-    project = _allowed(senders.projects(conn, [_key(sender)]).get(_key(sender)))
+    known = senders.look_up(conn, [_asked(sender, domain)])
+    project = _allowed(known.projects.get(_key(sender)))
     _room(project)
-    _own_domain(senders.domains(conn, [(sender.project_id, domain, address.parents(domain))]), sender, domain)
+    _own_domain(known, sender, domain)
     if project.rate is not None and (
         wait := (throttle or Throttle()).wait(conn, project.organization_id, project.rate)
     ):
@@ -136,10 +137,11 @@ def submit(
     started = time.monotonic()
     outcomes: list[_Outcome] = [_prepare(given, settings, now) for given in submissions]
     with db.transaction() as conn:
-        outcomes = _check_projects(conn, outcomes)
+        known = senders.look_up(conn, {one for mail in _mails(outcomes) for one in _domains(mail)})
+        outcomes = _check_projects(known, outcomes)
         outcomes = _find_repeated(conn, outcomes)
         outcomes = _each(outcomes, _check_room, "room")
-        outcomes = _check_domains(conn, outcomes)
+        outcomes = _check_domains(known, outcomes)
         outcomes, drawn = _check_rates(conn, outcomes, throttle)
         outcomes = _check_quotas(conn, outcomes)
         outcomes = _take_keys(conn, outcomes)
@@ -228,12 +230,9 @@ def _allowed(project: senders.Project | None) -> senders.Project:
     return project
 
 
-def _check_projects(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
-    wanted = {_key(mail.given.sender) for mail in _mails(outcomes)}
-    known = senders.projects(conn, wanted) if wanted else {}
-
+def _check_projects(known: senders.Known, outcomes: list[_Outcome]) -> list[_Outcome]:
     def check(mail: _Mail) -> _Mail:
-        project = _allowed(known.get(_key(mail.given.sender)))
+        project = _allowed(known.projects.get(_key(mail.given.sender)))
         kept = mail.idempotency and replace(mail.idempotency, created_at=project.asked_at)
         return replace(mail, project=project, idempotency=kept)
 
@@ -304,10 +303,18 @@ def _key(sender: Sender) -> tuple[ProjectId, OrganizationId]:
     return sender.project_id, sender.organization_id
 
 
-def _own_domain(
-    known: dict[tuple[ProjectId, str], senders.Domain], sender: Sender, domain: str, what: str = "sender"
-) -> senders.Domain:
-    found = known.get((sender.project_id, domain))
+def _asked(sender: Sender, domain: str) -> senders.Asked:
+    return sender.project_id, sender.organization_id, domain, tuple(address.parents(domain))
+
+
+def _domains(mail: _Mail) -> list[senders.Asked]:
+    """What is to be known of a mail's sender: the domains of envelope and From header are all its own."""
+    domains = (mail.given.mail_from.domain, *mail.prepared.from_domains)
+    return [_asked(mail.given.sender, domain) for domain in domains]
+
+
+def _own_domain(known: senders.Known, sender: Sender, domain: str, what: str = "sender") -> senders.Domain:
+    found = known.domains.get((sender.project_id, domain))
     if found is None:
         text = f"The {what} domain {domain} is not set up for this project, add it under Domains"
         raise Refused(550, "5.7.1", text, status=422, field="from")
@@ -317,14 +324,7 @@ def _own_domain(
     return found
 
 
-def _check_domains(conn: Connection, outcomes: list[_Outcome]) -> list[_Outcome]:
-    asked = {
-        (mail.given.sender.project_id, domain)
-        for mail in _mails(outcomes)
-        for domain in (mail.given.mail_from.domain, *mail.prepared.from_domains)
-    }
-    known = senders.domains(conn, ((project, domain, address.parents(domain)) for project, domain in asked))
-
+def _check_domains(known: senders.Known, outcomes: list[_Outcome]) -> list[_Outcome]:
     def check(mail: _Mail) -> _Mail:
         _own_domain(known, mail.given.sender, mail.given.mail_from.domain)
         signing, *_ = [
@@ -408,15 +408,7 @@ def _store(conn: Connection, settings: Mail, mails: Sequence[_Mail]) -> list[mes
     held = {new.id: one.cause for new in stored for one in new.deliveries if one.status == "held"}
     if held:
         queue.note_many(conn, [queue.Note(id_, None, "held", cause=cause) for id_, cause in held.items()])
-    usage.append(conn, _used(stored))
     return stored
-
-
-def _used(stored: Iterable[messages.NewMessage]) -> list[usage.Used]:
-    recipients: defaultdict[tuple[OrganizationId, ProjectId], list[int]] = defaultdict(list)
-    for new in stored:
-        recipients[new.organization_id, new.project_id].append(len(new.deliveries))
-    return [usage.Used(*key, len(numbers), sum(numbers)) for key, numbers in recipients.items()]
 
 
 def _expires_at(mail: _Mail, settings: Mail) -> datetime:

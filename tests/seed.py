@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from uuid import UUID
 
-from remails.db import Database
+from remails.db import Connection, Database
 from remails.mail import address
 from remails.store import addresses, credentials, domains, ids, leases, organizations, projects, users
 from remails.store.ids import HostId, MessageId, OrganizationId, PoolId, ProjectId
@@ -98,4 +98,14 @@ def tenant(
         smtp_password=smtp_password,
         api_key=key.id,
         api_secret=secret,
+    )
+
+
+def use(
+    conn: Connection, organization_id: OrganizationId, project_id: ProjectId, messages: int, recipients: int
+) -> None:
+    """Count so much as used now, as the messages themselves would."""
+    conn.execute(
+        "INSERT INTO usage_log (organization_id, project_id, messages, recipients) VALUES (%s, %s, %s, %s)",
+        [organization_id, project_id, messages, recipients],
     )

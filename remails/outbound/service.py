@@ -283,7 +283,7 @@ class Outbound:
         return [begun.delivery_id in ours for begun in batch]
 
     async def _record(self, batch: Sequence[tuple[Claim, Result, Blame]]) -> list[None]:
-        await self._db.call(_record, batch, self._settings.host)
+        await self._db.thread(_record, self._db, batch, self._settings.host)
         self._drop([claim for claim, _, _ in batch])
         for claim, result, _ in batch:
             metrics.DELIVERIES.add(outcome=result.kind)
@@ -327,24 +327,36 @@ class Outbound:
                 await self._db.call(queue.release, held)
 
 
-def _record(conn: Connection, batch: Sequence[tuple[Claim, Result, Blame]], host: str) -> None:
-    queue.record_many(conn, [result for _, result, _ in batch], host)
+def _record(db: Database, batch: Sequence[tuple[Claim, Result, Blame]], host: str) -> None:
+    results = [result for _, result, _ in batch]
+    if any(blame for _, _, blame in batch):
+        db.run(_record_bounces, batch, results, host)
+    else:
+        db.run(queue.record_many, results, host)
+    if good := [(claim.organization_id, _key(claim)) for claim, result, _ in batch if result.status == "delivered"]:
+        with contextlib.suppress(
+            Unavailable
+        ):  # what is recorded must not be recorded twice; the next success forgets as well
+            db.run(suppressions.record_successes, good)
+
+
+def _record_bounces(
+    conn: Connection, batch: Sequence[tuple[Claim, Result, Blame]], results: Sequence[Result], host: str
+) -> None:
+    """Record results and whom they suppress, together."""
+    queue.record_many(conn, results, host)
     bad = [
         suppressions.Bounced(claim.organization_id, _key(claim), blame is Blame.SURELY, _reason(result))
         for claim, result, blame in batch
         if blame
     ]
-    good = [(claim.organization_id, _key(claim)) for claim, result, _ in batch if result.status == "delivered"]
-    if bad:
-        suppressed = suppressions.record_bounces(conn, bad)
-        notes = [
-            queue.Note(claim.message_id, claim.id, "suppressed", cause=_SUPPRESSED)
-            for claim, _, blame in batch
-            if blame and (claim.organization_id, _key(claim)) in suppressed
-        ]
-        queue.note_many(conn, notes)
-    if good:
-        suppressions.record_successes(conn, good)
+    suppressed = suppressions.record_bounces(conn, bad)
+    notes = [
+        queue.Note(claim.message_id, claim.id, "suppressed", cause=_SUPPRESSED)
+        for claim, _, blame in batch
+        if blame and (claim.organization_id, _key(claim)) in suppressed
+    ]
+    queue.note_many(conn, notes)
 
 
 _SUPPRESSED = (

@@ -5,6 +5,7 @@ public API: so there is no second place that could be wrong, and no second row t
 """
 
 import struct
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -77,28 +78,25 @@ class NewMessage:
 
 
 def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
-    """Store messages with their bodies and deliveries: three statements, however many there are; large bodies take a fourth."""
+    """Store messages with their bodies and deliveries, and count them as used: one statement, however many there are; large bodies
+    take another."""
+    used: defaultdict[tuple[OrganizationId, ProjectId], list[int]] = defaultdict(list)
+    for m in messages:
+        used[m.organization_id, m.project_id].append(len(m.deliveries))
     conn.execute(
         """
-        INSERT INTO messages (id, organization_id, project_id, domain_id, smtp_credential_id, api_key_id, pool_id,
-            created_at, expires_at, mail_from, header_from, subject, message_id_header, label, dsn_ret, dsn_envid,
-            size, eight_bit, smtputf8, recipients)
-        SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[],
-            %b::timestamptz[], %b::timestamptz[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
-            %b::text[], %b::int[], %b::bool[], %b::bool[], %b::int[])
-        """,
-        _columns((*_metadata(m), len(m.raw), m.eight_bit, m.smtputf8, len(m.deliveries)) for m in messages),
-    )
-    small = [m for m in messages if len(m.raw) <= _LARGE]
-    if small:
-        conn.execute(
-            "INSERT INTO message_bodies (message_id, raw) SELECT * FROM unnest(%b::uuid[], %b::bytea[])",
-            _columns((m.id, m.raw) for m in small),
-        )
-    if len(small) < len(messages):
-        _copy_bodies(conn, [m for m in messages if len(m.raw) > _LARGE])
-    conn.execute(
-        """
+        WITH message AS (
+            INSERT INTO messages (id, organization_id, project_id, domain_id, smtp_credential_id, api_key_id, pool_id,
+                created_at, expires_at, mail_from, header_from, subject, message_id_header, label, dsn_ret, dsn_envid,
+                size, eight_bit, smtputf8)
+            SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[],
+                %b::timestamptz[], %b::timestamptz[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
+                %b::text[], %b::text[], %b::int[], %b::bool[], %b::bool[])),
+        body AS (
+            INSERT INTO message_bodies (message_id, raw) SELECT * FROM unnest(%b::uuid[], %b::bytea[])),
+        used AS (
+            INSERT INTO usage_log (organization_id, project_id, messages, recipients)
+            SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::int[], %b::int[]))
         INSERT INTO deliveries (message_id, organization_id, recipient, domain, status, source, cause, held_for,
             dsn_notify, dsn_orcpt, next_attempt_at, finished_at)
         SELECT message_id, organization_id, recipient, domain, status::delivery_status, source::inet, cause, held_for,
@@ -108,8 +106,15 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
             AS new (message_id, organization_id, recipient, domain, status, source, cause, held_for, dsn_notify,
                 dsn_orcpt)
         """,
-        _columns((m.id, m.organization_id, *_delivery(d)) for m in messages for d in m.deliveries),
+        [
+            *_columns(19, ((*_metadata(m), len(m.raw), m.eight_bit, m.smtputf8) for m in messages)),
+            *_columns(2, ((m.id, m.raw) for m in messages if len(m.raw) <= _LARGE)),
+            *_columns(4, ((*key, len(numbers), sum(numbers)) for key, numbers in used.items())),
+            *_columns(10, ((m.id, m.organization_id, *_delivery(d)) for m in messages for d in m.deliveries)),
+        ],
     )
+    if large := [m for m in messages if len(m.raw) > _LARGE]:
+        _copy_bodies(conn, large)
 
 
 def _copy_bodies(conn: Connection, messages: Sequence[NewMessage]) -> None:
@@ -134,8 +139,9 @@ _metadata = attrgetter(
 _delivery = attrgetter("recipient", "domain", "status", "source", "cause", "held_for", "dsn_notify", "dsn_orcpt")
 
 
-def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+def _columns(number: int, rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """So many columns, also where there are no rows."""
+    return [list(column) for column in zip(*rows, strict=True)] or [[]] * number
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,6 +306,7 @@ def interrupted(conn: Connection, delivery_ids: Sequence[DeliveryId]) -> None:
     )
 
 
+@one_statement
 def record_many(conn: Connection, results: Sequence[Result], host: str | None = None) -> set[DeliveryId]:
     """Record results and their timeline, made on `host`; returns the deliveries that were still ours to decide.
 

@@ -1,10 +1,8 @@
 """What submission has to know about senders: read for a whole batch at once."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-
-from psycopg.rows import class_row
 
 from remails.db import Connection
 from remails.store import plans
@@ -54,50 +52,54 @@ class Domain:
     """Why mail from it is held; None: it goes out."""
 
 
-def projects(
-    conn: Connection, wanted: Collection[tuple[ProjectId, OrganizationId]]
-) -> dict[tuple[ProjectId, OrganizationId], Project]:
-    """The projects among `wanted` that exist and belong to the organization named with them."""
-    with conn.cursor(row_factory=class_row(Project)) as cursor:
-        rows = cursor.execute(
-            """
-            SELECT p.id AS project_id, p.organization_id, o.block_status::text AS block_status, o.message_quota,
-                o.quota_reset - interval '1 month' AS quota_since, o.quota_reset, o.plan, r.burst AS rate_burst,
-                r.per_hour AS rate_per_hour, p.expires_in,
-                coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)) AS pool_id,
-                now() AS asked_at,
-                EXISTS (SELECT FROM storage WHERE is_short AND seen_at > now() - interval '2 minutes') AS is_storage_short
-            FROM unnest(%s::uuid[], %s::uuid[]) AS wanted (project_id, organization_id)
-            JOIN projects p ON p.id = wanted.project_id AND p.organization_id = wanted.organization_id
-            JOIN organizations o ON o.id = p.organization_id
-            LEFT JOIN rates r ON r.organization_id = o.id
-            """,
-            [[project for project, _ in wanted], [organization for _, organization in wanted]],
-        )
-        return {(row.project_id, row.organization_id): row for row in rows}
+Asked = tuple[ProjectId, OrganizationId, str, tuple[str, ...]]
+"""A project with its organization, a domain to send from, and the names that cover it: itself and its parents."""
 
 
-def domains(
-    conn: Connection, asked: Iterable[tuple[ProjectId, str, Iterable[str]]]
-) -> dict[tuple[ProjectId, str], Domain]:
-    """For each project and domain asked for: the closest attached domain among the given names (itself and parents).
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What there is of what was asked for."""
 
-    A verified one goes before one that is not, so that adding a sub-domain does not stop the mail of its parent.
-    """
-    rows = [(project, domain, name) for project, domain, names in asked for name in names]
-    with conn.cursor(row_factory=class_row(Domain)) as cursor:
-        found = cursor.execute(
-            """
-            SELECT DISTINCT ON (wanted.project_id, wanted.asked) wanted.project_id, wanted.asked, d.id, d.name, d.verified_at,
-                d.pool_id, d.hold_reason
-            FROM unnest(%s::uuid[], %s::text[], %s::text[]) AS wanted (project_id, asked, name)
-            JOIN domains_projects dp ON dp.project_id = wanted.project_id
-            JOIN domains d ON d.id = dp.domain_id AND d.name = wanted.name
-            ORDER BY wanted.project_id, wanted.asked, d.verified_at IS NULL, length(d.name) DESC
-            """,
-            [[row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]],
-        )
-        return {(domain.project_id, domain.asked): domain for domain in found}
+    projects: Mapping[tuple[ProjectId, OrganizationId], Project]
+    """Those that exist and belong to the organization named with them."""
+    domains: Mapping[tuple[ProjectId, str], Domain]
+    """For each domain asked for the closest one that is attached to the project; a verified one goes before one that is not, so that
+    adding a sub-domain does not stop the mail of its parent."""
+
+
+def look_up(conn: Connection, asked: Collection[Asked]) -> Known:
+    """The projects and domains of some mails."""
+    wanted = [(project, organization, domain, name) for project, organization, domain, names in asked for name in names]
+    rows = conn.execute(
+        """
+        WITH wanted AS (
+            SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::text[])
+                AS w (project_id, organization_id, asked, name)),
+        domain AS (
+            SELECT DISTINCT ON (w.project_id, w.asked) w.project_id, w.asked, d.id, d.name, d.verified_at, d.pool_id,
+                d.hold_reason
+            FROM wanted w JOIN domains_projects dp ON dp.project_id = w.project_id
+            JOIN domains d ON d.id = dp.domain_id AND d.name = w.name
+            ORDER BY w.project_id, w.asked, d.verified_at IS NULL, length(d.name) DESC)
+        SELECT p.id, p.organization_id, o.block_status::text, o.message_quota, o.quota_reset - interval '1 month',
+            o.quota_reset, o.plan, r.burst, r.per_hour, p.expires_in,
+            coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)), now(),
+            EXISTS (SELECT FROM storage WHERE is_short AND seen_at > now() - interval '2 minutes'),
+            d.project_id, d.asked, d.id, d.name, d.verified_at, d.pool_id, d.hold_reason
+        FROM (SELECT DISTINCT project_id, organization_id FROM wanted) w
+        JOIN projects p ON p.id = w.project_id AND p.organization_id = w.organization_id
+        JOIN organizations o ON o.id = p.organization_id
+        LEFT JOIN rates r ON r.organization_id = o.id
+        LEFT JOIN domain d ON d.project_id = p.id
+        """,
+        [[row[column] for row in wanted] for column in range(4)],
+    ).fetchall()
+    projects = [Project(*row[:13]) for row in rows]
+    domains = [Domain(*row[13:]) for row in rows if row[13] is not None]
+    return Known(
+        {(one.project_id, one.organization_id): one for one in projects},
+        {(one.project_id, one.asked): one for one in domains},
+    )
 
 
 def lock_quotas(conn: Connection, organization_ids: Iterable[OrganizationId]) -> None:

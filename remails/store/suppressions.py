@@ -174,6 +174,7 @@ def record_bounces(conn: db.Connection, bounced: Sequence[Bounced]) -> set[Pair]
     return {(organization_id, address) for organization_id, address, suppressed in rows if suppressed}
 
 
+@db.one_statement
 def record_successes(conn: db.Connection, pairs: Collection[Pair]) -> None:
     """Forget the failures of addresses that took a message; what a person or a complaint suppressed stays."""
     conn.execute(

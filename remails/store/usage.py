@@ -1,27 +1,16 @@
 """Usage: how much was sent, counted without a row that every message has to update.
 
-Each batch appends to `usage_log`; `fold` now and then moves what stands there into sums per project and day. The one statement
+Each batch appends to `usage_log` (`messages.insert_many`); `fold` now and then moves what stands there into sums per project and day. The one statement
 of `fold` and the one of `used_since` see a moment, so nothing is counted twice or missed between the two tables.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import NamedTuple
 
 from psycopg.rows import class_row
 
 from remails import db
 from remails.store.ids import OrganizationId, ProjectId
-
-
-class Used(NamedTuple):
-    """What a project used."""
-
-    organization_id: OrganizationId
-    project_id: ProjectId
-    messages: int
-    recipients: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +21,6 @@ class Day:
     day: date
     messages: int
     recipients: int
-
-
-def append(conn: db.Connection, rows: Sequence[Used]) -> None:
-    """Count these, at the moment of the transaction."""
-    conn.execute(
-        """INSERT INTO usage_log (organization_id, project_id, messages, recipients)
-           SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::int[], %s::int[])""",
-        [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []],
-    )
 
 
 def fold(conn: db.Connection, limit: int = 10_000) -> int:

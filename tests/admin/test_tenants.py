@@ -4,13 +4,13 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
+from seed import use
 from terminal import Terminal
 
 from remails import vault
 from remails.db import Database
-from remails.store import audit, organizations, usage, users
+from remails.store import audit, organizations, users
 from remails.store.ids import OrganizationId, ProjectId, UserId
-from remails.store.usage import Used
 
 
 def _organization(terminal: Terminal, name: str = "Acme") -> str:
@@ -20,7 +20,7 @@ def _organization(terminal: Terminal, name: str = "Acme") -> str:
 def test_organization(terminal: Terminal, db: Database) -> None:
     made = terminal.do("organization", "create", "Acme", "--quota", "1000", "--plan", "large")
     project = terminal.do("project", "create", "Acme", "Shop")
-    db.run(usage.append, [Used(OrganizationId(made), ProjectId(project), 3, 4)])  # type: ignore[arg-type]  # text will do
+    db.run(use, OrganizationId(made), ProjectId(project), 3, 4)  # type: ignore[arg-type]  # text will do
 
     (row,) = terminal.json("organization", "list")
     assert {name: row[name] for name in ("id", "name", "plan", "used", "quota", "block_status")} == {

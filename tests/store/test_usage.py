@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
+from seed import use
 
 from remails.db import Connection, Database
 from remails.store import ids, organizations, projects, usage
 from remails.store.ids import OrganizationId, ProjectId
-from remails.store.usage import Used
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -21,11 +21,12 @@ def shop(conn: Connection) -> tuple[OrganizationId, ProjectId]:
 
 
 def test_counts_before_and_after_the_fold(conn: Connection, shop: tuple[OrganizationId, ProjectId]) -> None:
-    usage.append(conn, [Used(*shop, 2, 5), Used(*shop, 1, 1)])
+    use(conn, *shop, 2, 5)
+    use(conn, *shop, 1, 1)
     assert usage.used_since(conn, shop[0], LONG_AGO) == 3
 
     assert usage.fold(conn, 10) == 2
-    usage.append(conn, [Used(*shop, 10, 10)])
+    use(conn, *shop, 10, 10)
 
     assert usage.used_since(conn, shop[0], LONG_AGO) == 13
     assert usage.fold(conn, 10) == 1
@@ -33,12 +34,9 @@ def test_counts_before_and_after_the_fold(conn: Connection, shop: tuple[Organiza
     assert usage.used_since(conn, shop[0], LONG_AGO) == 13
 
 
-def test_nothing_to_append(conn: Connection) -> None:
-    usage.append(conn, [])
-
-
 def test_fold_takes_no_more_than_the_limit(conn: Connection, shop: tuple[OrganizationId, ProjectId]) -> None:
-    usage.append(conn, [Used(*shop, 1, 1)] * 5)
+    for _ in range(5):
+        use(conn, *shop, 1, 1)
 
     assert [usage.fold(conn, 3), usage.fold(conn, 3)] == [3, 2]
     assert usage.used_since(conn, shop[0], LONG_AGO) == 5
@@ -46,9 +44,9 @@ def test_fold_takes_no_more_than_the_limit(conn: Connection, shop: tuple[Organiz
 
 def test_only_since_then(conn: Connection, shop: tuple[OrganizationId, ProjectId]) -> None:
     today = datetime.now(UTC)
-    usage.append(conn, [Used(*shop, 7, 7)])
+    use(conn, *shop, 7, 7)
     conn.execute("UPDATE usage_log SET at = at - interval '40 days'")
-    usage.append(conn, [Used(*shop, 1, 1)])
+    use(conn, *shop, 1, 1)
 
     for _ in range(2):  # before and after folding
         assert usage.used_since(conn, shop[0], today - timedelta(days=30)) == 1
@@ -59,7 +57,7 @@ def test_only_since_then(conn: Connection, shop: tuple[OrganizationId, ProjectId
 
 def test_organizations_are_apart(conn: Connection, shop: tuple[OrganizationId, ProjectId]) -> None:
     other = organizations.create(conn, "Other").id
-    usage.append(conn, [Used(*shop, 3, 3)])
+    use(conn, *shop, 3, 3)
 
     assert usage.used_since(conn, other, LONG_AGO) == 0
     assert usage.days(conn, other, date(2000, 1, 1)) == []
@@ -67,9 +65,10 @@ def test_organizations_are_apart(conn: Connection, shop: tuple[OrganizationId, P
 
 def test_days(conn: Connection, shop: tuple[OrganizationId, ProjectId]) -> None:
     second = projects.create(conn, shop[0], "Blog").id
-    usage.append(conn, [Used(*shop, 2, 5)])
+    use(conn, *shop, 2, 5)
     usage.fold(conn)
-    usage.append(conn, [Used(*shop, 1, 1), Used(shop[0], second, 4, 4)])
+    use(conn, *shop, 1, 1)
+    use(conn, shop[0], second, 4, 4)
 
     found = usage.days(conn, shop[0], date(2000, 1, 1))
 
@@ -79,7 +78,7 @@ def test_days(conn: Connection, shop: tuple[OrganizationId, ProjectId]) -> None:
 
 
 def test_usage_of_an_organization_that_is_gone_goes_too(conn: Connection) -> None:
-    usage.append(conn, [Used(OrganizationId(ids.new()), ProjectId(ids.new()), 1, 1)])
+    use(conn, OrganizationId(ids.new()), ProjectId(ids.new()), 1, 1)
 
     assert usage.fold(conn) == 1
     assert conn.execute("SELECT count(*) FROM usage").fetchone() == (0,)
@@ -92,7 +91,8 @@ def test_fold_beside_appends_loses_and_doubles_nothing(db: Database) -> None:
 
     def append(_: int) -> None:
         for _ in range(50):
-            db.run(usage.append, [Used(acme, shop, 1, 2)] * 3)
+            for _ in range(3):
+                db.run(use, acme, shop, 1, 2)
 
     def fold(_: int) -> None:
         while not done.is_set():
