@@ -60,10 +60,10 @@ def cluster_certificate(secret: str, host: str, addresses: Iterable[str]) -> dic
 
 
 def cluster_is_whole(members: Iterable[Mapping[str, Any]], hosts: Iterable[str]) -> bool:
-    """Whether all hosts are members that run, one leads, and one follows it synchronously; from `patronictl list`."""
+    """Whether these hosts are members that run, one leads, and one follows it synchronously; from `patronictl list`."""
     there = {member["Member"]: member for member in members if member.get("State") in ("running", "streaming")}
     roles = [member["Role"] for member in there.values()]
-    return {*hosts} == {*there} and roles.count("Leader") == 1 and roles.count("Sync Standby") == 1
+    return {*hosts} <= {*there} and roles.count("Leader") == 1 and roles.count("Sync Standby") == 1
 
 
 def etcd_members(hosts: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]]) -> str:

@@ -61,7 +61,7 @@ class Controller:
         self.directory = fleet.directory / name
         self.inventory = self.directory / "inventory"
         self.inventory.mkdir(parents=True, exist_ok=True)
-        self._write_ssh()
+        self.learn_keys()
         self.write(groups, variables)
 
     def write(self, groups: Mapping[str, list[str]], variables: Mapping[str, Any]) -> None:
@@ -80,7 +80,8 @@ class Controller:
         # Every JSON text is YAML too.
         (self.inventory / "hosts.yml").write_text(json.dumps(inventory, indent=1), encoding="utf-8")
 
-    def _write_ssh(self) -> None:
+    def learn_keys(self) -> None:
+        """Trust the hosts as they are now: each makes itself keys when it first boots."""
         program = self.directory / "ssh"
         program.write_text(f'#!/bin/sh\nexec {shlex.join(self._fleet.inside("control"))} ssh "$@"\n', encoding="utf-8")
         program.chmod(0o755)
