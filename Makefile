@@ -23,7 +23,7 @@ fleet: .venv/test ## Deploy to eleven Debian hosts on this machine and break the
 	@tests/prepare
 	REMAILS_FLEET=1 $(BIN)/pytest -rfEs -m fleet tests/fleet $(ARGS)
 
-bench: .venv/test ## Compare with Postfix, Exim and Haraka on this machine (as root, ten minutes; BENCH=full: an hour)
+bench: .venv/test ## Compare with Postfix, Exim and Haraka on this machine (as root, ten minutes; BENCH=long or full: more)
 	@tests/prepare bench
 	bench/run $(BENCH)
 

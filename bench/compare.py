@@ -2,7 +2,7 @@
 """Ours beside Postfix, Exim and Haraka: the same mail through each in turn, to the same sink, on the same processors.
 
     make bench                                   the usual, under ten minutes
-    make bench BENCH=full                        more rounds, longer ones
+    make bench BENCH=long                        more rounds, longer ones
     PYTHONPATH=tests python bench/compare.py --systems remails postfix --sizes 4 --sessions 10 --rounds 5
 
 All of them run all the time, and one is given mail at a time; the order turns from round to round. What counts is how two of them

@@ -282,8 +282,11 @@ def _service(home: Home, word: str) -> Iterator[None]:
             start_new_session=True,  # as the others are: on a busy machine the kernel shares out processors by session
         )
         try:
-            while b"READY=1" not in told.recv(4096):
-                pass
+            try:
+                while b"READY=1" not in told.recv(4096):
+                    pass
+            except TimeoutError:
+                raise RuntimeError(f"{word} is not ready: {_end_of(log.name)}") from None
             threading.Thread(target=_hear, args=(told,), daemon=True).start()
             yield
         finally:
@@ -291,10 +294,14 @@ def _service(home: Home, word: str) -> Iterator[None]:
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
-                print(f"{word} did not end:", Path(log.name).read_text()[-2000:], file=sys.stderr)
+                print(f"{word} did not end: {_end_of(log.name)}", file=sys.stderr)
                 process.kill()
                 process.wait()
             told.shutdown(socket.SHUT_RD)
+
+
+def _end_of(log: str) -> str:
+    return Path(log).read_text()[-2000:]
 
 
 def _hear(told: socket.socket) -> None:
