@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
-from deployment import GROUPS, Customer, Deployment, load
-from hosts import until
+from deployment import FRONT, GROUPS, Customer, Deployment, load
+from hosts import Host, until
 from load import Attempt, Load
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(2400), pytest.mark.usefixtures("whole")]
@@ -25,6 +25,7 @@ CALM = 5.0  # seconds without an error after which a loss is over
 LIMIT = 180.0  # seconds for that
 # For how long errors may be seen at most, in seconds, by what is lost; 0: none at all.
 SECONDS = {
+    "edge": 20.0,
     "app host": 20.0,
     "every bus": 0.0,
     "outbound host": 0.0,
@@ -136,6 +137,22 @@ def test_every_kind_of_host_is_lost_under_load(deployment: Deployment, customers
     _whole(deployment)
 
 
+def _edge(survival: Survival) -> None:
+    """The one that has the first virtual address."""
+    hosts = {name: survival.deployment.fleet.hosts[name] for name in GROUPS["edge"]}
+    (name,) = (name for name, host in hosts.items() if _has(host, FRONT[0]))
+    (other,) = hosts.keys() - {name}
+    with survival.lost("edge"):
+        hosts[name].kill()
+        until(lambda: all(_has(hosts[other], address) for address in FRONT), 60, "the other edge to have all addresses")
+        survival.goes_on()
+        _back(survival, name)
+
+
+def _has(host: Host, address: str) -> bool:
+    return f" {address}/" in host.run("ip -4 addr")
+
+
 def _app_host(survival: Survival) -> None:
     """With the active one of periodic, a bus, an inbound and an api."""
     name = survival.deployment.active()
@@ -228,6 +245,7 @@ def _back(survival: Survival, name: str) -> None:
 
 
 LOSSES: tuple[Callable[[Survival], None], ...] = (
+    _edge,
     _app_host,
     _every_bus,
     _outbound_host,
