@@ -23,7 +23,7 @@ from typing import Any
 import image
 from click.testing import CliRunner
 from controller import Controller, Run
-from hosts import BYOIP, CLOUD, CONTROL, MX, NETWORK, RESOLVER, Fleet, until
+from hosts import BYOIP, CLOUD, CONTROL, MX, NETWORK, RESOLVER, Fleet, Host, until
 from load import Load, Rest, Smtp
 from world import World
 
@@ -178,6 +178,12 @@ class Deployment:
     def is_there(self) -> bool:
         """Whether an earlier run, of a fleet that was kept, got as far as the addresses."""
         return bool(self.fleet.hosts["app1"].run(f"ls {REMAILS} 2>/dev/null", check=False)) and bool(self.addresses())
+
+    @property
+    def hosts(self) -> dict[str, Host]:
+        """The hosts of the installation, by name: those of the fleet that are in a group."""
+        ours = {name for names in GROUPS.values() for name in names}
+        return {name: host for name, host in self.fleet.hosts.items() if name in ours}
 
     def ips(self, group: str) -> list[str]:
         """The addresses of a group's hosts."""

@@ -60,8 +60,8 @@ class Attempt:
     @property
     def retriable(self) -> bool:
         """Whether a client that does as it is told tries it again (RFC 5321 section 4.2.1, RFC 9110 section 15.6)."""
-        http = self.reason.startswith(("502", "503", "504"))
-        return self.answer in ("timeout", "connection") or (http or self.answer.startswith("4"))
+        http = self.reason.startswith(("502", "503 (Retry-After)", "504"))
+        return http or self.answer in ("timeout", "connection") or self.answer.startswith("4")
 
 
 class Failed(Exception):
@@ -177,7 +177,9 @@ class Rest:
                 raise Failed("unanswered", error) from None
         if answer.status != 201:
             again = "" if answer.getheader("Retry-After") is None else " (Retry-After)"
-            raise Failed("refused", f"{answer.status}{again} {text.decode()[:200]}")
+            # The edge's own answer about a host that fell silent: whether it had taken the mail, nobody knows.
+            result: Result = "unanswered" if answer.status in (502, 504) else "refused"
+            raise Failed(result, f"{answer.status}{again} {text.decode()[:200]}")
 
 
 @dataclass

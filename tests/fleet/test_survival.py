@@ -279,4 +279,4 @@ def _whole(deployment: Deployment) -> None:
     deployment.cluster_whole()
     for name in {name for group in ("api", "outbound") for name in GROUPS[group]}:
         deployment.remails("ready", "--wait", "60", host=name)
-    assert deployment.site().ok().changed == dict.fromkeys(deployment.fleet.hosts, 0)
+    assert deployment.site().ok().changed == dict.fromkeys(deployment.hosts, 0)
