@@ -98,6 +98,7 @@ class Deployment:
         self.controller = Controller(fleet, GROUPS, self.variables())
         for ip in PREFERRED:
             world.publish_address(ip, ptr_name(ip))
+        world.publish(("relay.test", "A", FRONT[0]))
         fleet.hosts["place1"].run(PLACE.replace("KEY", image.key().with_suffix(".pub").read_text(encoding="utf-8")))
         self._serve_cloud(fleet.directory / "cloud.json")
 

@@ -47,6 +47,7 @@ PACKAGES_URL = f"http://{CONTROL}"
 
 CGROUPS = next(path for path in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")) if path.is_dir())
 NAMESPACES = Path("/run/netns")
+INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 CLONE_NEWNET = 0x40000000
 POWER_OFF = signal.SIGRTMIN + 4  # systemd(1), SIGNALS
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -238,6 +239,9 @@ class Fleet:
 
     def up(self) -> None:
         """Make the network, and serve packages in it."""
+        # Every systemd watches a handful of files, and all hosts count as one user: Debian's 128 are too few for eleven.
+        if int(INOTIFY.read_text(encoding="ascii")) < 1024:
+            INOTIFY.write_text("1024", encoding="ascii")
         self.directory.mkdir(parents=True)
         self.cgroup.mkdir()
         run("ip", "netns", "add", self.namespace("switch"))
