@@ -88,10 +88,10 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
         WITH message AS (
             INSERT INTO messages (id, organization_id, project_id, domain_id, smtp_credential_id, api_key_id, pool_id,
                 created_at, expires_at, mail_from, header_from, subject, message_id_header, label, dsn_ret, dsn_envid,
-                size, eight_bit, smtputf8)
+                size, eight_bit, smtputf8, recipients)
             SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[],
                 %b::timestamptz[], %b::timestamptz[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
-                %b::text[], %b::text[], %b::int[], %b::bool[], %b::bool[])),
+                %b::text[], %b::text[], %b::int[], %b::bool[], %b::bool[], %b::int[])),
         body AS (
             INSERT INTO message_bodies (message_id, raw) SELECT * FROM unnest(%b::uuid[], %b::bytea[])),
         used AS (
@@ -107,7 +107,7 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
                 dsn_orcpt)
         """,
         [
-            *_columns(19, ((*_metadata(m), len(m.raw), m.eight_bit, m.smtputf8) for m in messages)),
+            *_columns(20, ((*_metadata(m), len(m.raw), m.eight_bit, m.smtputf8, len(m.deliveries)) for m in messages)),
             *_columns(2, ((m.id, m.raw) for m in messages if len(m.raw) <= _LARGE)),
             *_columns(4, ((*key, len(numbers), sum(numbers)) for key, numbers in used.items())),
             *_columns(10, ((m.id, m.organization_id, *_delivery(d)) for m in messages for d in m.deliveries)),
