@@ -341,22 +341,25 @@ def main() -> None:
     stop_when_told()
     span = Span(options.rounds or (5 if options.full else 3), options.seconds or (5.0 if options.full else 3.0))
     most = options.most or (5_000_000 if options.full else 1_000_000)
+
+    def upto(*counts: int) -> list[int]:
+        return [count for count in counts if count <= most]
+
+    work: dict[str, Callable[[], list[Figure]]] = {
+        "waiting": lambda: waiting(span, upto(10_000, 100_000, 1_000_000, 5_000_000)),
+        "storm": lambda: storm(span, min(most, 100_000)),
+        "organizations": lambda: many_organizations(span, upto(1000, 10_000, 100_000)),
+        "processes": lambda: processes(span),
+        "destinations": lambda: destinations(span),
+    }
     found: list[Figure] = []
-    try:
-        if "waiting" in options.experiments:
-            found += waiting(span, [count for count in (10_000, 100_000, 1_000_000, 5_000_000) if count <= most])
-        if "storm" in options.experiments:
-            found += storm(span, min(most, 100_000))
-        if "organizations" in options.experiments:
-            found += many_organizations(span, [count for count in (1000, 10_000, 100_000) if count <= most])
-        if "processes" in options.experiments:
-            found += processes(span)
-        if "destinations" in options.experiments:
-            found += destinations(span)
-    except Wrong as error:
-        raise SystemExit(f"FAILED: {error}") from None
-    if options.keep:
-        kept.write("growth", here, "full" if options.full else "quick", found)
+    for name in (name for name in work if name in options.experiments):
+        try:
+            found += work[name]()
+        except Wrong as error:
+            raise SystemExit(f"FAILED: {error}") from None
+        if options.keep:  # after each: what comes later may fail
+            kept.write("growth", here, "full" if options.full else "quick", found)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774", "#cb912f", "#337ea9", "#d44c47")
+COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774", "#cb912f", "#6c8ebf", "#d44c47", "#2f2f2f")
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 760, 260, 60, 50, 60
 
 Series = Mapping[str, Mapping[str, float]]

@@ -196,6 +196,8 @@ def _plots(found: Compared) -> dict[str, str]:
             for group, ms in found.groups(name, case).items():
                 if group != "all" and ms >= 0.02:
                     stacks.setdefault(group, {})[f"{NAMES[name]} {case.split('_')[0]}"] = ms
+    order = [f"{NAMES[name]} {size}" for size in ("4k", "50k") for name in found.systems]
+    stacks = {group: {name: values.get(name, 0.0) for name in order} for group, values in stacks.items()}
     drawn["cpu"] = pictures.bars("Processor time for each mail, ms (10 sessions)", stacks, stacked=True)
     return drawn
 
