@@ -112,6 +112,24 @@ def hold(conn: Connection, delivery_ids: Sequence[DeliveryId], why: str) -> int:
     )
 
 
+def hold_restored(conn: Connection, why: str) -> int:
+    """Keep back what may have been sent since the moment that this database was brought back to; how many it was. No host may run.
+
+    What is due later than now was not due in all that time, so nobody can have tried it.
+    """
+    conn.execute(
+        """
+        UPDATE deliveries SET next_attempt_at = clock_timestamp(), claimed_by = NULL, claim_epoch = claim_epoch + 1
+        WHERE claimed_by IS NOT NULL AND status IN ('accepted', 'reattempt')
+        """
+    )
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        due: list[DeliveryId] = cursor.execute(
+            "SELECT id FROM deliveries WHERE status IN ('accepted', 'reattempt') AND next_attempt_at <= clock_timestamp()"
+        ).fetchall()
+    return hold(conn, due, why)
+
+
 def release(conn: Connection, delivery_ids: Sequence[DeliveryId]) -> int:
     """Let go of these what an operator held; how many it was. Whose time is up gets a day.
 

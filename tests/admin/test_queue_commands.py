@@ -216,3 +216,31 @@ def test_what_waits_by_address(terminal: Terminal, db: Database, tenant: Tenant)
     assert (row["pool"], row["source"]) == ("shared", tenant.sources[0])
     assert (row["waiting"], row["due"], row["in_hand"]) == (4, 2, 1)
     assert 90 <= row["overdue"] < 100
+
+
+def test_after_a_restore_is_held_what_may_have_been_sent_since(
+    terminal: Terminal, db: Database, tenant: Tenant
+) -> None:
+    """Due, or in hand of a host then; what is due later was not due in all that time."""
+    message = _send(
+        db, tenant, "due@a.example", "later@b.example", "claimed@c.example", "begun@d.example", "done@e.example"
+    )
+    _change(db, "later@b.example", "attempts = 1, status = 'reattempt', next_attempt_at = now() + interval '1 hour'")
+    in_hand = f"claimed_by = '{tenant.host_id}', next_attempt_at = now() + interval '5 min'"
+    _change(db, "claimed@c.example", in_hand)
+    _change(db, "begun@d.example", f"{in_hand}, begun_at = now()")
+    _change(db, "done@e.example", "status = 'delivered', finished_at = now()")
+    assert terminal.do("queue", "restored") == "3 recipients."
+    found = {row.recipient: row.status for row in db.run(messages.deliveries, tenant.organization_id, [message])}
+    assert found == {
+        "due@a.example": "held",
+        "later@b.example": "reattempt",
+        "claimed@c.example": "held",
+        "begun@d.example": "held",
+        "done@e.example": "delivered",
+    }
+    assert [entry.cause for entry in _timeline(db, tenant, message) if entry.kind == "ambiguous"] == [
+        "The relay was interrupted while it sent the message: it may have arrived."
+    ]
+    assert terminal.do("queue", "restored") == "0 recipients."
+    assert terminal.do("queue", "release", "--all") == "3 recipients."

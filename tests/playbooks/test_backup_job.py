@@ -1,0 +1,89 @@
+"""What `remails-backup` can be asked without a host: gaps in the archive, lost backups, metrics, and how it comes to a place."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from play import PROJECT
+
+
+def loaded(path: Path) -> Any:
+    """A program or plugin that is no part of a package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where its dataclasses look for their names
+    spec.loader.exec_module(module)
+    return module
+
+
+job = loaded(PROJECT / "roles/backups/files/job.py")
+fleet = loaded(PROJECT / "filter_plugins/fleet.py")
+
+
+def archived(*segments: str) -> list[str]:
+    """The names in the repository of some segments of WAL, and of what else is there."""
+    return [*(f"15-1/{name[:16]}/{name}-{'ab' * 20}.zst" for name in segments), "15-1/00000002.history", "archive.info"]
+
+
+def test_no_gap_over_the_end_of_a_log_and_a_new_timeline() -> None:
+    names = (
+        "0000000100000000000000FE",
+        "0000000100000000000000FF",
+        "000000010000000100000000",
+        "000000020000000100000000",
+    )
+    assert job.gaps(archived(*names)) == []
+
+
+def test_a_gap_is_told_once_for_each_segment_and_only_since_a_backup() -> None:
+    there = archived("000000010000000000000002", "000000010000000000000005", "000000010000000000000006")
+    lacking = ["000000010000000000000003", "000000010000000000000004"]
+    assert job.gaps(there) == lacking
+    assert job.gaps(there, "000000010000000000000004") == lacking[1:]
+    assert job.gaps(there, "000000010000000000000005") == []
+    assert job.gaps(there, "000000020000000000000005") == [], (
+        "what counts is the place in the WAL, whatever the timeline"
+    )
+
+
+def test_a_backup_without_its_files_is_lost() -> None:
+    there = [{"label": "20261125-010000F"}, {"label": "20261125-010000F_20261126-010000D"}]
+    names = ["20261125-010000F/backup.manifest", "20261125-010000F_20261126-010000D/pg_data/PG_VERSION.zst"]
+    assert job.missing_backups(there, names) == ["20261125-010000F_20261126-010000D"]
+
+
+def test_metrics_of_a_job_that_failed_after_it_went_well() -> None:
+    text = job.metrics("full", {"success": 1795631014.4, "failure": 1795641014.0, "seconds": 7.2, "says": "no"})
+    values = [line for line in text.splitlines() if not line.startswith("#")]
+    assert values == [
+        'remails_backup_last_success_timestamp_seconds{kind="full"} 1795631014',
+        'remails_backup_last_failure_timestamp_seconds{kind="full"} 1795641014',
+        'remails_backup_duration_seconds{kind="full"} 7',
+    ]
+    assert text.count("# TYPE") == 3
+
+
+@pytest.mark.parametrize(
+    ("place", "ends", "where"),
+    [
+        ("sftp:me@copies.example.net:/x", "-p 22 -l me copies.example.net -s sftp", ("copies.example.net", 22)),
+        ("sftp://me@[2001:db8::1]:2222//x", "-p 2222 -l me 2001:db8::1 -s sftp", ("2001:db8::1", 2222)),
+        ("s3:https://s3.example.net/bucket", None, ("s3.example.net", 443)),
+        ("s3:http://192.0.2.1:9000/bucket", None, ("192.0.2.1", 9000)),
+        ("rest:https://me:pw@rest.example.net:8000/", None, ("rest.example.net", 8000)),
+        ("none", None, None),
+    ],
+)
+def test_how_to_come_to_the_independent_place(place: str, ends: str | None, where: tuple[str, int] | None) -> None:
+    words = job.by_ssh(place, Path("/run/key"))
+    if ends is None:
+        assert words == []
+    else:
+        assert words[1].startswith("sftp.command=ssh -i /run/key ")
+        assert "StrictHostKeyChecking=yes" in words[1]
+        assert words[1].endswith(ends)
+    found = fleet.backup_place(place)
+    assert (found.get("host"), found.get("port")) == (where or (None, None))
