@@ -37,7 +37,7 @@ ansible-vault. What the services themselves can be told stands in [remails/confi
 `remails_settings`, with the sections and words of that file.
 
 Groups say who does what: `api inbound outbound ipagent bus periodic`, `edge` for hosts in front of `api` and `inbound`,
-`database` for a PostgreSQL of ours, and `backups` for the host that keeps its backups.
+`database` for a PostgreSQL of ours, `backups` for the host that keeps its backups, and `monitoring` for hosts that watch.
 """
 
 
