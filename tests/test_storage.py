@@ -1,12 +1,15 @@
 """The disk of the database fills up: mail is put off while delivery goes on, and a server that stopped for it comes back with all it had."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import jinja2
 import pytest
 import seed
+import yaml
 from seed import Tenant
 
 from remails import submission
@@ -37,6 +40,20 @@ def seen(db: Database, free: int, reserve: int = 1000) -> bool:
         return bool(row[0])
 
     return db.run(see)
+
+
+def test_what_a_host_says_by_default_is_taken(db: Database) -> None:
+    """The statement of the job, with the reserve that nobody has changed."""
+    role = Path(__file__).parents[1] / "roles/postgresql"
+    defaults = yaml.safe_load((role / "defaults/main.yml").read_text(encoding="utf-8"))
+    script = jinja2.Template((role / "templates/postgresql-storage.j2").read_text(encoding="utf-8")).render(defaults)
+    (statement,) = re.findall(r"SELECT storage_seen\(.*\)", script)
+
+    def see(conn: Connection) -> object:
+        conn.execute(statement.replace("$free", str(300 * MEBIBYTE * 1024)))
+        return conn.execute("SELECT reserve_bytes, is_short FROM storage").fetchone()
+
+    assert db.run(see) == (defaults["postgresql_reserve"] * MEBIBYTE, False)
 
 
 def test_below_the_reserve_mail_is_put_off_and_what_waits_is_delivered(db: Database, tenant: Tenant) -> None:
