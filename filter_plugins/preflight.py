@@ -213,6 +213,9 @@ def edges(groups: Groups, hosts: Hosts) -> Iterator[str]:
         yield f"{name} is in the groups edge and inbound, which both listen on 465, 587 and 2525; take it out of one."
     for address in _twice(_plain(one) for name in names[:1] for one in hosts[name].get("edge_addresses") or ()):
         yield f"The address {address} is twice in edge_addresses; take one out."
+    for name in names if len(names) == 1 else ():
+        if hosts[name].get("edge_addresses"):
+            yield f"edge_addresses are shared by edges, and {name} is the only one; take them out: clients come to its own address."
     owners = {str(host.get("remails_address") or host.get("ansible_host")): name for name, host in hosts.items()}
     for name in names:
         for address in hosts[name].get("edge_addresses") or ():
@@ -312,7 +315,7 @@ def certificates(groups: Groups, hosts: Hosts) -> Iterator[str]:
 def _given(pem: str, host: Host) -> Iterator[str]:
     try:
         certificate = importlib.import_module("remails.certificate")
-    except ImportError:  # what is installed on the controller has no Remails
+    except ImportError:  # `unseen` says so
         return
     url = str(((host.get("remails_settings") or {}).get("api") or {}).get("url") or "")
     names = [str(host.get("remails_hostname"))]
@@ -330,7 +333,7 @@ def settings(_groups: Groups, hosts: Hosts) -> Iterator[str]:
     """The sections, words and types of remails/config.py, where it is installed on the controller."""
     try:
         config = importlib.import_module("remails.config")
-    except ImportError:
+    except ImportError:  # `unseen` says so
         return
     toml = _beside("fleet").toml
     for name, host in hosts.items():
@@ -344,6 +347,22 @@ def settings(_groups: Groups, hosts: Hosts) -> Iterator[str]:
                 config.decode("\n".join(f"{key} = {toml(value)}" for key, value in whole.items()).encode(), variable)
             except config.ConfigError as error:
                 yield f"{error}; the words are those of remails/config.py."
+
+
+def unseen(groups: Groups, hostvars: Mapping[str, Host]) -> list[str]:
+    """What cannot be looked at on this controller, as sentences: it has Ansible and no Remails."""
+    try:
+        importlib.import_module("remails.config")
+        importlib.import_module("remails.certificate")
+    except ImportError:
+        hosts = [hostvars[name] for name in groups["all"]]
+        looked = {
+            "the words and values in remails_settings": True,
+            "the certificate in certificates_chain": any(host.get("certificates_chain") for host in hosts),
+        }
+        left = " and ".join(what for what, there in looked.items() if there)
+        return [f"Nobody has looked at {left}: that needs Remails beside Ansible on the controller (docs/install.md)."]
+    return []
 
 
 def host_mistakes(name: str, facts: Mapping[str, Any], control: Iterable[str]) -> list[str]:
@@ -390,8 +409,7 @@ def _provider(host: Host) -> str:
 
 def _acme(host: Host) -> Mapping[str, Any]:
     """What the inventory says about certificates that are issued by ACME."""
-    said = [(host.get(name) or {}).get("certificates") or {} for name in ("remails_settings", "remails_host_settings")]
-    return {**said[0], **said[1]}
+    return _said(host, "certificates")
 
 
 def _twice(names: Iterable[Any]) -> list[Any]:
@@ -437,4 +455,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """The filters by name."""
-        return {"mistakes": mistakes, "host_mistakes": host_mistakes}
+        return {"mistakes": mistakes, "unseen": unseen, "host_mistakes": host_mistakes}

@@ -10,6 +10,8 @@ import pytest
 from play import PROJECT, Ansible
 
 PLAYBOOKS = sorted(path.name for path in (PROJECT / "playbooks").glob("*.yml"))
+PASSING = {"database_before", "major_leads", "upgrade_leads", "upgrade_follows"}
+"""Groups that are made while a playbook runs, or only for one."""
 INVENTORIES = ("single", "fleet")
 
 
@@ -25,7 +27,9 @@ def test_ansible_reads_every_playbook(ansible: Ansible) -> None:
     done = ansible("ansible-playbook", "--inventory", "inventory/fleet", "--syntax-check", *paths)
     assert done.returncode == 0, done.stdout
     assert "site.yml" in PLAYBOOKS
-    assert "WARNING" not in done.stdout
+    unknown = re.findall(r"\[WARNING]: Could not match supplied host pattern, ignoring: (\S+)", done.stdout)
+    assert set(unknown) <= PASSING
+    assert done.stdout.count("WARNING") == len(unknown)
 
 
 @pytest.mark.parametrize("inventory", INVENTORIES)

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,10 @@ MISTAKES: dict[str, Mistake] = {
         lambda i: i.edge(edge_proxy_trusted=["192.0.2.1/24"]),
         "edge_proxy_trusted has '192.0.2.1/24', which is no network; write it like 192.0.2.0/24.",
     ),
+    "virtual address of a single edge": (
+        lambda i: (i.edge(edge_addresses=["192.0.2.10"]), i.groups["edge"].remove("edge2")),
+        "edge_addresses are shared by edges, and edge1 is the only one; take them out: clients come to its own address.",
+    ),
     "pages by HTTP behind an edge": (
         lambda i: i.edge(remails_settings={}),
         "api.url is nothing, but the edges speak HTTPS; set it in remails_settings to how people come to the pages.",
@@ -440,6 +445,24 @@ FACTS = {
 def test_a_host_that_will_not_do(facts: dict[str, Any], sentence: str) -> None:
     assert preflight.host_mistakes("out1", FACTS, ["192.0.2.0/24", "2001:db8::/32"]) == []
     assert preflight.host_mistakes("out1", FACTS | facts, ["192.0.2.0/24", "2001:db8::/32"]) == [sentence]
+
+
+def test_what_cannot_be_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller may have Ansible alone."""
+    inventory = Inventory()
+    assert preflight.unseen(inventory.groups, inventory.hosts) == []
+    for name in ("remails.config", "remails.certificate"):
+        monkeypatch.setitem(sys.modules, name, None)  # what an import of it then raises is ImportError
+    where = "that needs Remails beside Ansible on the controller (docs/install.md)."
+    assert preflight.unseen(inventory.groups, inventory.hosts) == [
+        f"Nobody has looked at the words and values in remails_settings: {where}"
+    ]
+    inventory.hosts["app1"] |= {"certificates_chain": "x", "certificates_key": "y"}
+    assert preflight.unseen(inventory.groups, inventory.hosts) == [
+        "Nobody has looked at the words and values in remails_settings and the certificate in certificates_chain: "
+        + where
+    ]
+    assert preflight.mistakes(inventory.groups, inventory.hosts) == []
 
 
 def write(folder: Path, inventory: Inventory) -> Path:
