@@ -211,7 +211,7 @@ class Periodic(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     balance_interval: Seconds = 30.0
     """How often it is checked that what was accepted is final or waits."""
     watch_interval: Seconds = 15.0
-    """How often what waits is counted for the metrics."""
+    """How often what waits is counted for the metrics; less often where that takes long."""
     certificates_interval: Seconds = 15.0
     host_timeout: Seconds = 30.0
     """A host whose heartbeat is older than this is taken for dead."""

@@ -20,7 +20,6 @@ async def run(db: Database) -> None:
             break
     now = await db.call(balance.state)
     metrics.BALANCE_MISSING.set(now.imbalances)
-    metrics.BALANCE_UNFINISHED.set(now.unfinished)
     metrics.BALANCE_BEHIND.set(now.behind)
 
 

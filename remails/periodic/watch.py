@@ -2,7 +2,7 @@
 
 from remails import metrics
 from remails.db import Database
-from remails.store import addresses, overview
+from remails.store import addresses, balance, overview
 
 
 async def run(db: Database, host_timeout: float) -> None:
@@ -18,6 +18,7 @@ async def run(db: Database, host_timeout: float) -> None:
     metrics.QUEUE_OLDEST.set(now.oldest)
     metrics.HOSTS_DEAD.set(len(dead))
     metrics.ADDRESS_MOVES.set(now.moves)
+    metrics.BALANCE_UNFINISHED.set(await db.call(balance.unfinished))
 
 
 def forget() -> None:

@@ -13,7 +13,8 @@ from remails.bus.client import Publisher
 from remails.config import Bus, Mail
 from remails.db import Database
 from remails.periodic import balance as task
-from remails.store import balance
+from remails.periodic import watch
+from remails.store import balance, ids
 from remails.store.ids import MessageId
 from remails.submission import Accepted
 
@@ -43,6 +44,7 @@ def execute(db: Database, statement: str, *arguments: object) -> None:
 def turn(db: Database) -> dict[str, float]:
     """The numbers after a turn of the task."""
     asyncio.run(task.run(db))
+    asyncio.run(watch.run(db, 30))
     names = ("missing", "unfinished", "behind_seconds")
     return {name: REGISTRY.get_sample_value(f"remails_balance_{name}") or 0 for name in names}
 
@@ -114,7 +116,9 @@ def test_what_was_never_looked_at_has_an_age(db: Database, tenant: seed.Tenant) 
     assert db.run(balance.state).behind == pytest.approx(1000, abs=5)
 
 
-def test_a_delivery_has_to_be_final_in_time(db: Database, tenant: seed.Tenant) -> None:
+def test_a_delivery_has_to_be_final_in_time(db: Database, tenant: seed.Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = ids.new
+    monkeypatch.setattr(ids, "new", lambda: UUID(int=new().int - (62 * 60_000 << 80)))  # 62 minutes ago
     late, held = send(db, tenant), send(db, tenant, "a@b.example")
     execute(db, "UPDATE messages SET expires_at = now() - interval '61 minutes'")
     execute(db, "UPDATE deliveries SET status = 'held', held_for = 'operator' WHERE message_id = %s", held)

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -198,3 +198,30 @@ def test_mail_whose_note_was_lost_is_said_again_by_whoever_leads(
                     assert await hear() == expected
 
     asyncio.run(scenario())
+
+
+def test_a_task_rests_as_long_as_its_turn_asks_for(bids: list[Leadership]) -> None:
+    """What reads much takes a bounded part of the time, however much it has to read."""
+
+    async def play() -> tuple[int, int]:
+        turns = {"heavy": 0, "light": 0}
+
+        def work(name: str) -> Callable[[], Awaitable[None]]:
+            async def run() -> None:
+                turns[name] += 1
+                await asyncio.sleep(0.02)
+
+            return run
+
+        tasks = [Task("heavy", 0.01, work("heavy"), rest=1000), Task("light", 0.01, work("light"))]
+        stop = asyncio.Event()
+        term = asyncio.create_task(serve_term(bids[0], tasks, stop))
+        await _until(lambda: turns["light"] == 4)
+        stop.set()
+        async with asyncio.timeout(5):  # and it ends at once
+            await term
+        return turns["heavy"], turns["light"]
+
+    heavy, light = asyncio.run(play())
+    assert heavy == 1
+    assert light >= 4
