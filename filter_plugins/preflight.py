@@ -317,7 +317,7 @@ def _given(pem: str, host: Host) -> Iterator[str]:
         certificate = importlib.import_module("remails.certificate")
     except ImportError:  # `unseen` says so
         return
-    url = str(((host.get("remails_settings") or {}).get("api") or {}).get("url") or "")
+    url = str(_said(host, "api").get("url") or "")
     names = [str(host.get("remails_hostname"))]
     if url.startswith("https://"):
         names.append(url.removeprefix("https://").partition("/")[0].partition(":")[0])

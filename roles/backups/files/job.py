@@ -432,8 +432,8 @@ def initialize(settings: Settings, data: Path) -> None:
         "--encoding=UTF8",
         "--locale=C.UTF-8",
         "--data-checksums",
-        "--no-sync",
         "--username=postgres",
+        *(["--no-sync"] if data == settings.scratch else []),
     )
     run(settings.program("initdb"), f"--pgdata={data}", *words)
 
