@@ -139,3 +139,33 @@ def test_a_playbook_asks_for_nothing_that_only_a_role_knows() -> None:
             said = re.sub(r"#.*|^\s*\w+:", "", line)
             assert not {*re.findall(r"\w+", said)} & {*known} - also, f"{path.name}: {line}"
     assert "postgresql_mode" in known
+
+
+@pytest.mark.parametrize(
+    ("recovers", "third", "why"),
+    [
+        ("f", "streaming", "data2 leads the database; switch over to another member first"),
+        ("t", "stopped", "Not every member of the database is well"),
+    ],
+)
+def test_a_database_host_is_rebooted_only_as_one_of_three_that_are_well(
+    ansible: Ansible, tmp_path: Path, recovers: str, third: str, why: str
+) -> None:
+    members = [
+        {"Member": "data1", "Role": "Leader", "State": "running"},
+        {"Member": "data2", "Role": "Sync Standby", "State": "streaming"},
+        {"Member": "data3", "Role": "Replica", "State": third},
+    ]
+    for name, answer in {"psql": recovers, "patronictl": json.dumps(members)}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{answer}'\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    done = ansible(
+        *("ansible-playbook", "--inventory", "inventory/fleet", "playbooks/reboot.yml", "--extra-vars", "host=data2"),
+        *("--extra-vars", "ansible_connection=local ansible_become=false"),
+        PATH=f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    )
+    said = " ".join(done.stdout.split())
+    assert done.returncode != 0
+    assert why in said
+    assert "Nothing was changed" in said
+    assert "Reboot it" not in said
