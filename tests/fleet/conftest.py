@@ -34,17 +34,20 @@ RELEASES = {
     "place1": "trixie",  # somebody else's computer, where independent copies of the backups go
 }
 
+ORDER = {"test_fleet.py": -1, "test_backups.py": 1}
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register our marker."""
+    """Register our markers."""
     config.addinivalue_line(
         "markers", "fleet: needs the fleet of hosts, so root and minutes; only with REMAILS_FLEET=1"
     )
+    config.addinivalue_line("markers", "long: many playbooks or losses, so many minutes; not part of every CI run")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the fleet out of an ordinary run; in one with it the database is made anew last of all."""
-    items.sort(key=lambda item: item.path.name == "test_backups.py")
+    """Leave the fleet out of an ordinary run; in one with it the new fleet is looked at first, and the database made anew last."""
+    items.sort(key=lambda item: ORDER.get(item.path.name, 0))
     if not WANTED:
         left_out = [item for item in items if item.get_closest_marker("fleet")]
         items[:] = [item for item in items if item not in left_out]
@@ -111,9 +114,10 @@ def deployment(fleet: Fleet, world: World) -> Deployment:
     """The installation, by site.yml on bare hosts, with addresses."""
     made = Deployment(fleet, world)
     if not made.is_there():
-        made.began = time.monotonic()
+        began = time.monotonic()
         made.site().ok()
         made.ready()
+        made.took = time.monotonic() - began
     return made
 
 

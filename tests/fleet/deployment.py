@@ -86,10 +86,10 @@ class Deployment:
     """An installation on the fleet.
 
     Attributes:
-        began: when the hosts were bare, by the monotonic clock; None on a fleet that was kept.
+        took: seconds from bare hosts to ready addresses; None on a fleet that was kept.
     """
 
-    began: float | None = None
+    took: float | None = None
 
     def __init__(self, fleet: Fleet, world: World) -> None:
         self.fleet, self.world = fleet, world

@@ -11,7 +11,7 @@ import pytest
 from deployment import GROUPS, Customer, Deployment, load
 from hosts import until
 
-pytestmark = [pytest.mark.fleet, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.fleet, pytest.mark.long, pytest.mark.timeout(1800)]
 REPOSITORY = "/var/lib/pgbackrest/backup/remails"
 
 

@@ -86,6 +86,7 @@ def test_the_primary_is_killed_while_mail_comes_in_and_goes_out(
     deployment.cluster_whole(180)
 
 
+@pytest.mark.long
 def test_an_upgrade_goes_from_member_to_member(deployment: Deployment, customers: dict[str, Customer]) -> None:
     before = deployment.leader()
     with mail(deployment, customers, "upgrade"):
@@ -99,6 +100,7 @@ def test_an_upgrade_goes_from_member_to_member(deployment: Deployment, customers
     assert "sync standby" in picture.output
 
 
+@pytest.mark.long
 def test_a_dead_member_is_replaced_by_a_bare_host(deployment: Deployment, customers: dict[str, Customer]) -> None:
     with mail(deployment, customers, "replace"):
         host = deployment.fleet.hosts[one_of(deployment, "Sync Standby")]
@@ -110,6 +112,7 @@ def test_a_dead_member_is_replaced_by_a_bare_host(deployment: Deployment, custom
         deployment.controller.learn_keys()
         deployment.controller.playbook("playbooks/replace-member.yml", "-e", f"host={host.name}").ok()
         deployment.cluster_whole()
+    deployment.site().ok()  # what else belongs on it
 
 
 def test_etcd_without_a_majority_stops_nobody(deployment: Deployment, customers: dict[str, Customer]) -> None:

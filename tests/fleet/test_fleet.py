@@ -30,13 +30,14 @@ def test_the_first_mail_comes_from_our_own_address_within_fifteen_minutes(
     deployment: Deployment, customers: dict[str, Customer]
 ) -> None:
     """From bare hosts on."""
+    began = time.monotonic()
     with load(deployment, customers["other"], "inbound", "first", rate=0, count=1) as stream:
         pass
     check(deployment, stream, 60)
     (record,) = deployment.world.mails(stream.name)
     assert record.peer_ip in POOLS["shared"]
-    if deployment.began is not None:
-        assert time.monotonic() - deployment.began < 15 * 60
+    if deployment.took is not None:
+        assert deployment.took + time.monotonic() - began < 15 * 60
 
 
 def test_a_second_run_changes_nothing(deployment: Deployment) -> None:

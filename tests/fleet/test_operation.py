@@ -13,7 +13,7 @@ from hosts import until
 
 from remails import vault
 
-pytestmark = [pytest.mark.fleet, pytest.mark.timeout(2400), pytest.mark.usefixtures("whole")]
+pytestmark = [pytest.mark.fleet, pytest.mark.long, pytest.mark.timeout(2400), pytest.mark.usefixtures("whole")]
 
 HOSTS = sorted({name for service in SERVICES for name in GROUPS[service]})
 RATE = 50

@@ -18,7 +18,7 @@ from deployment import FRONT, GROUPS, Customer, Deployment, load
 from hosts import Host, until
 from load import Attempt, Load
 
-pytestmark = [pytest.mark.fleet, pytest.mark.timeout(2400), pytest.mark.usefixtures("whole")]
+pytestmark = [pytest.mark.fleet, pytest.mark.long, pytest.mark.timeout(2400), pytest.mark.usefixtures("whole")]
 
 RATE = float(os.environ.get("REMAILS_FLEET_RATE", "50"))  # mails in a second at each door
 CALM = 5.0  # seconds without an error after which a loss is over
