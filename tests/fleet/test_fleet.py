@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.fleet, pytest.mark.timeout(1800), pytest.mark.usefixtu
 
 # The process table: who may speak to whom, and where. A host is also an outsider to all others.
 NEEDS_THE_DATABASE = ("api", "inbound", "outbound", "periodic", "ipagent")
+METRICS = ("api", "inbound", "outbound", "bus", "periodic", "ipagent")  # in the order of their ports
 TABLE = (
     ("control", tuple(GROUPS), {22}),
     ("world", ("edge",), {80, 443, 465, 587, 2525}),
@@ -21,6 +22,13 @@ TABLE = (
     ("edge", ("api",), {API_PORT}),
     *((group, ("database",), {5432}) for group in NEEDS_THE_DATABASE),
     *((group, ("bus",), {5561, 5562}) for group in NEEDS_THE_DATABASE),
+    ("database", ("database",), {2379, 2380, 5432, 8008}),
+    ("database", ("backups",), {8432}),
+    ("backups", ("database",), {8432}),
+    ("monitoring", tuple(GROUPS), {9100}),
+    ("monitoring", ("edge",), {8405}),
+    ("monitoring", ("database",), {2381, 8008, 9187}),
+    *(("monitoring", (service,), {9470 + number}) for number, service in enumerate(METRICS)),
 )
 EXPOSURE = 2.0
 DATA_WINDOW = timedelta(seconds=5)  # a busy host may take so long from the receiver's 250 to its own commit
