@@ -60,7 +60,7 @@ def probes(hostname: str, url: str) -> list[dict[str, str]]:
         {"target": f"{hostname}:2525", "module": "submission"},
     ]
     if url.startswith("https://"):
-        tried.append({"target": url, "module": "https"})
+        tried.append({"target": f"{url.rstrip('/')}/api/healthy", "module": "https"})
     return tried
 
 

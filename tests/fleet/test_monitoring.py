@@ -50,7 +50,7 @@ def expected(deployment: Deployment) -> set[tuple[str, str]]:
     words = ("api", "inbound", "outbound", "bus", "periodic", "ipagent")
     found = {(word, host) for word in words for host in GROUPS[word]}
     found |= {("postgres", host) for host in GROUPS["database"]}
-    return found | {("node", host) for host in deployment.fleet.hosts}
+    return found | {("node", host) for host in deployment.hosts}
 
 
 @pytest.mark.usefixtures("whole")
