@@ -10,7 +10,7 @@ import pytest
 from deployment import GROUPS, Deployment
 from hosts import Fleet, until
 
-pytestmark = [pytest.mark.fleet, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.fleet, pytest.mark.long, pytest.mark.timeout(900)]
 WATCH = "watch1"
 LOOKS_BACK = {"ErrorsLogged", "LeaseFlapping", "ServiceRestarts", "WorkerRestarted", "MailRefusedByUs", "ManyDeferred"}
 """Alerts that are about the last minutes or the last hour: they remember what tests before this one have broken."""

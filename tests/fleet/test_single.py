@@ -19,7 +19,7 @@ from world import World
 
 from remails import cli
 
-pytestmark = [pytest.mark.fleet, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.fleet, pytest.mark.long, pytest.mark.timeout(1800)]
 NAME = "solo"
 
 
