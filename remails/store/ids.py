@@ -22,8 +22,11 @@ HostId = NewType("HostId", UUID)
 
 
 def new() -> UUID:
-    """A new UUIDv7: 48 bits of Unix time in milliseconds, then random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
-    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    """A new UUIDv7: 48 bits of Unix time in milliseconds, 12 of the fraction of one (RFC 9562 §6.2, method 3), 62 random ones.
+
+    So what one process stores sorts in its order, also within a millisecond.
+    """
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    fraction = (rest << 12) // 1_000_000
+    value = (milliseconds << 80) | (0x7 << 76) | (fraction << 64) | int.from_bytes(os.urandom(8), "big")
     return UUID(int=(value & ~(0x3 << 62)) | (0x2 << 62))
