@@ -1,5 +1,6 @@
 """How we show an ACME server that a name is ours: `Web` by HTTP (RFC 8555 §8.3), `Dynamic` and `Hook` in the DNS (§8.4)."""
 
+import abc
 import subprocess
 import time
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ class Web:
             self._db.run(store.remove_challenge, proof.token)
 
 
-class _Dns:
+class _Dns(abc.ABC):
     """TXT records at the names `_acme-challenge`, or where a CNAME there leads."""
 
     kind = "dns-01"
@@ -86,8 +87,9 @@ class _Dns:
             name = found.records[0].to_text().rstrip(".")
         return name
 
+    @abc.abstractmethod
     def _change(self, what: str, name: str, text: str) -> None:
-        raise NotImplementedError
+        """Have the text added to, or removed from, the TXT records of the name."""
 
 
 class Dynamic(_Dns):
