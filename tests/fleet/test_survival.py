@@ -268,7 +268,7 @@ def _nothing_else_than_retriable(survival: Survival) -> None:
 
 def _delivered(deployment: Deployment, streams: tuple[Load, ...]) -> None:
     """All that was accepted is at its receiver, and what is there twice was told to be in doubt."""
-    until(lambda: time.sleep(1) or deployment.waiting() == 0, 300, "the queue to be empty")
+    until(lambda: deployment.waiting() == 0, 300, "the queue to be empty")
     for stream in streams:
         assert stream.given_up == set()
         arrived = deployment.arrived(stream.name)
