@@ -234,7 +234,8 @@ def many_organizations(span: Span, counts: Sequence[int]) -> list[Figure]:
         logins = [_sender(more, number) for number in range(len(DOMAINS))]
         more.door = replace(more.door, logins=logins)
         for count in counts:
-            more.db.run(lambda conn, new=count - there: conn.execute(_ORGANIZATIONS, {"count": new}))  # type: ignore[misc]
+            with more.db.transaction() as conn:
+                conn.execute(_ORGANIZATIONS, {"count": count - there})
             there = count
             tidy(more)
             result = pairs(plain, more, delivered(sink, span, Case(4, len(DOMAINS))), span)
