@@ -10,7 +10,7 @@ import pytest
 from play import PROJECT, Ansible
 
 PLAYBOOKS = sorted(path.name for path in (PROJECT / "playbooks").glob("*.yml"))
-PASSING = {"database_before", "major_leads", "upgrade_leads", "upgrade_follows"}
+PASSING = {"database_answers", "database_before", "major_leads", "upgrade_leads", "upgrade_follows"}
 """Groups that are made while a playbook runs, or only for one."""
 INVENTORIES = ("single", "fleet")
 
@@ -169,3 +169,74 @@ def test_a_database_host_is_rebooted_only_as_one_of_three_that_are_well(
     assert why in said
     assert "Nothing was changed" in said
     assert "Reboot it" not in said
+
+
+PATRONICTL = """#!{python}
+import json, pathlib, sys
+file = pathlib.Path({file!r})
+said = json.loads(file.read_text())
+if "switchover" in sys.argv:
+    new = sys.argv[sys.argv.index("--candidate") + 1]
+    for member in said["members"]:
+        member["Role"] = "Leader" if member["Member"] == new else "Sync Standby"
+    said["switched"] = sys.argv[1:]
+    file.write_text(json.dumps(said))
+print(json.dumps(said["members"]))
+"""
+
+
+def cluster(folder: Path, roles: dict[str, str]) -> Path:
+    """A `patronictl` in a folder that knows these members, all of them well; the file in which it keeps them."""
+    members = [{"Member": name, "Role": role, "State": "streaming"} for name, role in roles.items()]
+    file, program = folder / "members.json", folder / "patronictl"
+    file.write_text(json.dumps({"members": members}), encoding="utf-8")
+    program.write_text(PATRONICTL.format(python=sys.executable, file=str(file)), encoding="utf-8")
+    program.chmod(0o755)
+    return file
+
+
+def without(dead: str, folder: Path) -> tuple[object, ...]:
+    """Arguments for the example fleet, on this machine, with one host that does not answer."""
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    hosts = dict.fromkeys(("data1", "data2", "data3"), local)
+    hosts[dead] = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": "1"}
+    more = folder / "more.yml"
+    more.write_text(json.dumps({"all": {"hosts": hosts}}), encoding="utf-8")
+    return "--inventory", "inventory/fleet", "--inventory", more, "--extra-vars", "ansible_become=false"
+
+
+@pytest.mark.needs("ssh")
+@pytest.mark.parametrize("dead", ["data1", "data3"])
+def test_another_host_leads_though_one_is_down(ansible: Ansible, tmp_path: Path, dead: str) -> None:
+    alive = "data3" if dead == "data1" else "data1"
+    file = cluster(tmp_path, {"data2": "Leader", alive: "Sync Standby"})
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = ansible("ansible-playbook", *without(dead, tmp_path), "playbooks/switchover.yml", PATH=path)
+    assert done.returncode == 0, done.stdout
+    switched = json.loads(file.read_text(encoding="utf-8"))["switched"]
+    assert switched[switched.index("--candidate") + 1] == alive
+    assert switched[switched.index("--leader") + 1] == "data2"
+
+
+@pytest.mark.needs("ssh")
+def test_nobody_switches_over_what_does_not_answer(ansible: Ansible, tmp_path: Path) -> None:
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    (tmp_path / "patronictl").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    (tmp_path / "patronictl").chmod(0o755)
+    done = ansible("ansible-playbook", *without("data1", tmp_path), "playbooks/switchover.yml", PATH=path)
+    assert done.returncode != 0
+    assert "No host of the database answers. Nothing was changed." in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("limit", [(), ("--limit", "!data1")])
+@pytest.mark.needs("ssh")
+def test_no_upgrade_begins_with_a_member_down(ansible: Ansible, tmp_path: Path, limit: tuple[str, ...]) -> None:
+    """Each member restarts in it, and two of three have to see each other."""
+    cluster(tmp_path, {"data2": "Leader", "data3": "Sync Standby"})
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = ansible(
+        "ansible-playbook", *without("data1", tmp_path), "playbooks/upgrade-postgresql.yml", *limit, PATH=path
+    )
+    assert done.returncode != 0
+    assert "Lists of packages" not in done.stdout
+    assert ("Not every member of the database is well" in " ".join(done.stdout.split())) == bool(limit)

@@ -1,6 +1,7 @@
 """What single roles do, where one can see it without a host: the rules of the firewall, and a database of somebody else."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from play import PROJECT, Ansible
+from variables import ORDER, specs
 
 RENDER = f"""
 - name: Render
@@ -203,3 +205,59 @@ def test_unbound_takes_its_settings(ansible: Ansible, tmp_path: Path) -> None:
         done = subprocess.run(["unbound-checkconf", str(written)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert ("forward-addr: 2001:db8::53" in written.read_text(encoding="utf-8")) == bool(more)
+
+
+def known_peers(ansible: Ansible, folder: Path, *arguments: str) -> dict[str, str]:
+    """Run what makes and exchanges the certificates of the backups; which of them each host knows, with its own."""
+    hosts = {name: {"ansible_host": f"192.0.2.{number}"} for number, name in enumerate(("data1", "data2", "watch"), 1)}
+    groups = {"database": ["data1", "data2"], "backups": ["watch"]}
+    (folder / "systemctl").write_text("#!/bin/sh\necho LoadState=loaded\necho ActiveState=active\n", encoding="utf-8")
+    (folder / "systemctl").chmod(0o755)
+    role = {"ansible.builtin.include_role": {"name": "backups", "tasks_from": "certificate"}}
+    play = {"hosts": "all", "gather_facts": False, "tasks": [role]}
+    (folder / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
+    done = ansible(
+        *("ansible-playbook", "--inventory", inventory(folder / "hosts.yml", hosts, groups), folder / "play.yml"),
+        *("--extra-vars", json.dumps({"__backups_keys": f"{folder}/{{{{ inventory_hostname }}}}"}), *arguments),
+        PATH=f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    )
+    assert done.returncode == 0, done.stdout
+    return {name: (folder / name / "peers.crt").read_text(encoding="ascii") for name in hosts}
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners need root")
+def test_a_host_that_is_not_reached_stays_known_to_those_that_are(ansible: Ansible, tmp_path: Path) -> None:
+    """With a dead host, site.yml goes on for the others (--limit), also when another's certificate has changed."""
+    own = {
+        name: tmp_path / name / f"192.0.2.{number}.crt" for number, name in enumerate(("data1", "data2", "watch"), 1)
+    }
+    before = known_peers(ansible, tmp_path)
+    dead = own["data2"].read_text(encoding="ascii")
+    assert before["watch"] == own["data1"].read_text(encoding="ascii") + dead
+    own["data1"].unlink()
+    (tmp_path / "watch/peers/data9.crt").write_text("of one that is gone", encoding="ascii")
+    after = known_peers(ansible, tmp_path, "--limit", "!data2")
+    renewed = own["data1"].read_text(encoding="ascii")
+    assert after == {**before, "watch": renewed + dead}
+    assert renewed + dead != before["watch"]
+
+
+def test_of_another_host_only_the_inventory_is_asked() -> None:
+    """What a run has found out about a host is not there when the run leaves the host out, a dead one for example."""
+    inventory_says = {name for role in ORDER for name in specs(role)["main"]["options"]} | {"inventory_hostname"}
+    read = re.compile(
+        r"hostvars\[(?!inventory_hostname)[^\]]+\]\.(\w+)([^}\n]*)|extract', hostvars\) \| map\(attribute='(\w+)([^}\n]*)"
+    )
+    found = 0
+    for path in [*PROJECT.glob("roles/*/*/*"), *PROJECT.glob("playbooks/**/*")]:
+        if path.suffix not in (".yml", ".j2"):
+            continue
+        for task in re.split(r"(?m)^ *- name: ", path.read_text(encoding="utf-8")):
+            for match in read.finditer(task):
+                found += 1
+                name, rest = match[1] or match[3], match[2] or match[4] or ""
+                assert name in inventory_says or "default" in rest or f".{name} is defined" in task, (
+                    f"{path.relative_to(PROJECT)}: {match[0]}"
+                )
+    assert found > 5
