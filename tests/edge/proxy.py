@@ -133,9 +133,10 @@ class Edge:
         self.file.write_text(text, encoding="utf-8")
         haproxy = shutil.which("haproxy", path="/usr/sbin:/sbin:/usr/bin")
         assert haproxy
+        (folder / "servers").write_text("1\n", encoding="ascii")  # as before a start, nothing is known
         with (folder / "log").open("a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                [haproxy, "-f", self.file], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [haproxy, "-W", "-f", self.file], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self.haproxy = module.Haproxy(str(folder / "admin.sock"))
         eventually(lambda: (folder / "admin.sock").exists() or self.process.poll() is not None, bool)
@@ -147,8 +148,23 @@ class Edge:
 
     def stop(self) -> None:
         """End it."""
-        self.process.kill()
+        self.process.terminate()
         self.process.wait(30)
+
+    def reload(self) -> None:
+        """Have another process go on by the settings as they are now, as the unit does it."""
+        before = self._pid()
+        subprocess.run([sys.executable, PROJECT / "roles/edge/files/edge_remember.py", self._folder], check=True)
+        self.process.send_signal(signal.SIGUSR2)
+        eventually(self._pid, lambda pid: pid not in (0, before))
+
+    def _pid(self) -> int:
+        """Of the process that answers; 0 while none does."""
+        try:
+            lines = self.haproxy.say("show info").splitlines()
+        except OSError:
+            return 0
+        return next(int(line.removeprefix("Pid: ")) for line in lines if line.startswith("Pid: "))
 
     def rows(self, backend: str) -> dict[str, dict[str, str]]:
         """What it knows of the servers of a backend, by name."""

@@ -256,6 +256,24 @@ def test_a_drained_host_serves_to_the_end_and_is_sent_nobody_more(front: Front) 
     assert front.edge.status("inbound")[busy] == "UP"
 
 
+def test_a_reload_forgets_nobody_who_is_drained_or_dead(front: Front) -> None:
+    """A new certificate, or settings, come while a host is being emptied."""
+    haproxy = front.edge.haproxy
+    module.drain(haproxy, "app1", ["rest", "pages"], 10)
+    front.services["app2 inbound"].kill()
+    front.edge.wait_for("inbound", app2="DOWN")
+    front.edge.reload()
+    assert front.edge.status("rest") == {"app1": "DRAIN", "app2": "UP"}
+    assert front.edge.status("pages")["app1"].startswith("DRAIN")
+    assert front.edge.status("inbound") == {"app1": "UP", "app2": "DOWN"}
+    before = front.edge.rows("rest")["app1"]["stot"]
+    assert answers(front, 6) == [200] * 6
+    assert front.edge.rows("rest")["app1"]["stot"] == before
+    assert module.ready(haproxy, "app1", ["rest", "pages"], 30)[0]
+    front.edge.reload()
+    assert front.edge.status("rest") == {"app1": "UP", "app2": "UP"}
+
+
 def test_a_host_restarts_without_an_error_that_a_client_sees(front: Front) -> None:
     """As a deployment does it, while requests come without a pause."""
     haproxy, codes, stop = front.edge.haproxy, [], threading.Event()

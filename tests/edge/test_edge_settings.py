@@ -17,6 +17,9 @@ BOTH = {"edge_addresses": ["192.0.2.101", "192.0.2.102/24", "2001:db8::101"]}
 def checked(path: Path, certificate: str) -> str:
     """The settings that HAProxy has nothing against, with a certificate that is there."""
     text = path.read_text(encoding="utf-8").replace("/etc/remails/tls/relay.pem", certificate)
+    servers = path.with_name("servers")
+    servers.write_text("1\n", encoding="ascii")
+    text = text.replace("/run/haproxy/servers", str(servers))
     # Who runs the tests may be nobody special.
     path.write_text(re.sub(r"    (?:chroot|user|group) .*\n", "", text), encoding="utf-8")
     done = subprocess.run(["haproxy", "-c", "-f", path], capture_output=True, text=True, check=False)

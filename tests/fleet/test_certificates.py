@@ -182,6 +182,8 @@ def test_a_certificate_is_renewed_under_load(fronted: Fronted) -> None:
     print(f"renewal: {sum(map(len, greetings.seen.values()))} handshakes", file=sys.__stderr__)
     assert greetings.failed == []
     assert after != before
+    # The reload that took up the certificate carried over what the edge knew of the host behind it.
+    assert f" {BACK} " in fronted.fleet.hosts[FRONT].run("cat /run/haproxy/servers")
     for stream in (smtp, rest):
         assert dict(stream.reasons()) == {}
         check(fronted, stream, 120)
