@@ -154,7 +154,7 @@ class Edge:
     def reload(self) -> None:
         """Have another process go on by the settings as they are now, as the unit does it."""
         before = self._pid()
-        subprocess.run([sys.executable, PROJECT / "roles/edge/files/edge_remember.py", self._folder], check=True)
+        subprocess.run([sys.executable, PROJECT / "roles/edge/files/remember_servers.py", self._folder], check=True)
         self.process.send_signal(signal.SIGUSR2)
         eventually(self._pid, lambda pid: pid not in (0, before))
 

@@ -54,8 +54,9 @@ def known() -> dict[str, set[str] | None]:
         usages = {name: said["usage"] for column in query["metrics"] for name, said in column.items()}
         labels = {name for name, usage in usages.items() if usage == "LABEL"}
         found |= {f"{prefix}_{name}": labels | _TARGET for name, usage in usages.items() if usage != "LABEL"}
-    script = (PROJECT / "roles/exporters/files/host-metrics").read_text(encoding="utf-8")
-    found |= dict.fromkeys(HOST.findall(script), _TARGET)
+    for file in ("files/host-metrics", "tasks/planned.yml"):
+        text = (PROJECT / "roles/exporters" / file).read_text(encoding="utf-8")
+        found |= dict.fromkeys(HOST.findall(text), _TARGET)
     found |= dict.fromkeys(BACKUPS, _TARGET | {"kind"}) | dict.fromkeys(CERTIFICATES, _TARGET | {"name"})
     for names in EXPORTERS.values():
         found |= dict.fromkeys(names)

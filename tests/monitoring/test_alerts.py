@@ -110,6 +110,16 @@ def test_all_are_silent_on_a_healthy_fleet(tmp_path: Path, every: int, hours: in
     promtool(tmp_path, {"interval": f"{every}m", "input_series": healthy, "promql_expr_test": expressions})
 
 
+@pytest.mark.needs("promtool")
+@pytest.mark.parametrize("name", sorted(CASES["planned"]))
+def test_what_people_stopped_is_silent_for_as_long_as_they_said(tmp_path: Path, name: str) -> None:
+    case = CASES["planned"][name]
+    expressions = [firing(f"{at}m") for at in range(minutes(case["silent"]) + 1)]
+    expressions.append(firing(case["at"], *case["fires"]))
+    tried = series(case["with"], minutes(case["at"]))
+    promtool(tmp_path, {"interval": "1m", "input_series": tried, "promql_expr_test": expressions})
+
+
 def test_every_alert_has_a_test_a_page_and_a_severity() -> None:
     assert set(CASES["alerts"]) == set(ALERTS)
     pages = {path.stem for path in (PROJECT / "docs/runbooks").glob("*.md")} - {"README"}
