@@ -8,10 +8,8 @@ way for the database to stop; what ends them is another secret.
 
 import datetime
 import hmac
-import importlib.util
 import ipaddress
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from cryptography import x509
@@ -64,21 +62,6 @@ def cluster_is_whole(members: Iterable[Mapping[str, Any]], hosts: Iterable[str])
     there = {member["Member"]: member for member in members if member.get("State") in ("running", "streaming")}
     roles = [member["Role"] for member in there.values()]
     return {*hosts} <= {*there} and roles.count("Leader") == 1 and roles.count("Sync Standby") == 1
-
-
-def etcd_members(hosts: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]]) -> str:
-    """The hosts as etcd is told of its members."""
-    fleet = _beside("fleet")
-    return ",".join(f"{host}=https://{fleet.in_url(fleet.address(hostvars[host]))}:2380" for host in hosts)
-
-
-def _beside(name: str) -> Any:
-    """Another module of this folder; Ansible loads each by itself."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _certificate(
@@ -134,5 +117,4 @@ class FilterModule:
             "cluster_certificate": cluster_certificate,
             "cluster_is_whole": cluster_is_whole,
             "cluster_password": cluster_password,
-            "etcd_members": etcd_members,
         }

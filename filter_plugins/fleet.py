@@ -46,6 +46,11 @@ def endpoint(ip: str) -> dict[str, str]:
     return {"publish": f"tcp://{host}:5561", "subscribe": f"tcp://{host}:5562"}
 
 
+def etcd_members(hosts: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]]) -> str:
+    """The hosts as etcd is told of its members."""
+    return ",".join(f"{host}=https://{in_url(address(hostvars[host]))}:2380" for host in hosts)
+
+
 def unit_credentials(unit: str) -> list[str]:
     """The names of the credentials that a unit file loads."""
     return re.findall(r"^LoadCredential=(\w+):", Path(unit).read_text(encoding="utf-8"), re.MULTILINE)
@@ -135,6 +140,7 @@ class FilterModule:
             "certificate_sources": certificate_sources,
             "certificates_key": certificates_key,
             "endpoint": endpoint,
+            "etcd_members": etcd_members,
             "in_url": in_url,
             "unit_credentials": unit_credentials,
             "dsn_hosts": dsn_hosts,

@@ -63,24 +63,30 @@ def _obstacle() -> str:
 
 
 @pytest.fixture(scope="session")
-def fleet() -> Iterator[Fleet]:
-    """The hosts, bare, all booted."""
+def ground() -> Iterator[Fleet]:
+    """A network with a world and no hosts: a test that brings its own needs no others."""
     if obstacle := _obstacle():
         (pytest.fail if STRICT else pytest.skip)(obstacle)
     _end_what_was_left()
     kept = os.environ.get("REMAILS_FLEET_NAME")
-    fleet = Fleet(kept or f"r{os.getpid()}")
+    ground = Fleet(kept or f"r{os.getpid()}")
     try:
-        if not fleet.hosts:
-            fleet.up()
-            World(fleet)
-            for name, release in RELEASES.items():
-                fleet.add(name, release)
-        assert {name: host.wait() for name, host in fleet.hosts.items()} == dict.fromkeys(RELEASES, "running")
-        yield fleet
+        if not ground.hosts:
+            ground.up()
+        yield ground
     finally:
         if not kept:
-            fleet.down()
+            ground.down()
+
+
+@pytest.fixture(scope="session")
+def fleet(ground: Fleet, world: World) -> Fleet:
+    """The hosts, bare, all booted."""
+    for name, release in RELEASES.items():
+        if name not in ground.hosts:
+            ground.add(name, release)
+    assert {name: ground.hosts[name].wait() for name in RELEASES} == dict.fromkeys(RELEASES, "running")
+    return ground
 
 
 def _end_what_was_left() -> None:
@@ -92,9 +98,9 @@ def _end_what_was_left() -> None:
 
 
 @pytest.fixture(scope="session")
-def world(fleet: Fleet) -> World:
+def world(ground: Fleet) -> World:
     """DNS, and the receivers' mail server."""
-    return World(fleet)
+    return World(ground)
 
 
 @pytest.fixture(params=RELEASES)

@@ -78,17 +78,17 @@ class Fronted(Deployment):
 
 
 @pytest.fixture
-def fronted(fleet: Fleet, world: World) -> Iterator[Fronted]:
+def fronted(ground: Fleet, world: World) -> Iterator[Fronted]:
     """Two hosts of its own, which are gone afterwards."""
-    hosts = [fleet.add(BACK, "bookworm"), fleet.add(FRONT, "trixie")]
+    hosts = [ground.add(BACK, "bookworm"), ground.add(FRONT, "trixie")]
     try:
         for host in hosts:
             host.wait()
-        yield Fronted(fleet, world)
+        yield Fronted(ground, world)
     finally:
         for host in hosts:
             host.kill()
-            del fleet.hosts[host.name]
+            del ground.hosts[host.name]
             shutil.rmtree(host.directory)
 
 

@@ -58,16 +58,16 @@ class Single(Deployment):
 
 
 @pytest.fixture
-def single(fleet: Fleet, world: World) -> Iterator[Single]:
+def single(ground: Fleet, world: World) -> Iterator[Single]:
     """A host of its own, which is gone afterwards."""
-    host = fleet.add(NAME, "trixie")
+    host = ground.add(NAME, "trixie")
     try:
         host.wait()
         world.publish_address(host.ip, "relay.example.com")
-        yield Single(fleet, world)
+        yield Single(ground, world)
     finally:
         host.kill()
-        del fleet.hosts[NAME]
+        del ground.hosts[NAME]
         shutil.rmtree(host.directory)
 
 

@@ -1,11 +1,14 @@
 """What `remails-backup` can be asked without a host: gaps in the archive, lost backups, metrics, and how it comes to a place."""
 
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from backup_jobs import copies, repository, state
 from play import PROJECT
 
 
@@ -19,7 +22,6 @@ def loaded(path: Path) -> Any:
     return module
 
 
-job = loaded(PROJECT / "roles/backups/files/job.py")
 fleet = loaded(PROJECT / "filter_plugins/fleet.py")
 
 
@@ -35,16 +37,16 @@ def test_no_gap_over_the_end_of_a_log_and_a_new_timeline() -> None:
         "000000010000000100000000",
         "000000020000000100000000",
     )
-    assert job.gaps(archived(*names)) == []
+    assert repository.gaps(archived(*names)) == []
 
 
 def test_a_gap_is_told_once_for_each_segment_and_only_since_a_backup() -> None:
     there = archived("000000010000000000000002", "000000010000000000000005", "000000010000000000000006")
     lacking = ["000000010000000000000003", "000000010000000000000004"]
-    assert job.gaps(there) == lacking
-    assert job.gaps(there, "000000010000000000000004") == lacking[1:]
-    assert job.gaps(there, "000000010000000000000005") == []
-    assert job.gaps(there, "000000020000000000000005") == [], (
+    assert repository.gaps(there) == lacking
+    assert repository.gaps(there, "000000010000000000000004") == lacking[1:]
+    assert repository.gaps(there, "000000010000000000000005") == []
+    assert repository.gaps(there, "000000020000000000000005") == [], (
         "what counts is the place in the WAL, whatever the timeline"
     )
 
@@ -52,11 +54,11 @@ def test_a_gap_is_told_once_for_each_segment_and_only_since_a_backup() -> None:
 def test_a_backup_without_its_files_is_lost() -> None:
     there = [{"label": "20261125-010000F"}, {"label": "20261125-010000F_20261126-010000D"}]
     names = ["20261125-010000F/backup.manifest", "20261125-010000F_20261126-010000D/pg_data/PG_VERSION.zst"]
-    assert job.missing_backups(there, names) == ["20261125-010000F_20261126-010000D"]
+    assert repository.missing_backups(there, names) == ["20261125-010000F_20261126-010000D"]
 
 
 def test_metrics_of_a_job_that_failed_after_it_went_well() -> None:
-    text = job.metrics("full", {"success": 1795631014.4, "failure": 1795641014.0, "seconds": 7.2, "says": "no"})
+    text = state.metrics("full", {"success": 1795631014.4, "failure": 1795641014.0, "seconds": 7.2, "says": "no"})
     values = [line for line in text.splitlines() if not line.startswith("#")]
     assert values == [
         'remails_backup_last_success_timestamp_seconds{kind="full"} 1795631014',
@@ -64,6 +66,29 @@ def test_metrics_of_a_job_that_failed_after_it_went_well() -> None:
         'remails_backup_duration_seconds{kind="full"} 7',
     ]
     assert text.count("# TYPE") == 3
+
+
+def test_it_runs_as_a_program_by_the_standard_library_alone(tmp_path: Path) -> None:
+    """What was set up and never ran is told of, and a job that does not go well ends with a sentence."""
+    settings = tmp_path / "settings.toml"
+    settings.write_text(f'programs = "/nowhere"\nfolder = "{tmp_path}"\n', encoding="utf-8")
+    for name in ("state", "metrics"):
+        (tmp_path / name).mkdir()
+
+    def remails_backup(word: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-S", "-m", "backup_jobs", "--settings", settings, word]
+        environment = {"PYTHONPATH": str(PROJECT / "roles/backups/files"), "PATH": str(tmp_path)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    (tmp_path / "pgbackrest").write_text("#!/bin/sh\necho 'no way' >&2; exit 3\n", encoding="utf-8")
+    (tmp_path / "pgbackrest").chmod(0o755)
+    assert remails_backup("begin").returncode == 0
+    failed = remails_backup("full")
+    assert (failed.returncode, failed.stderr) == (1, "full failed: pgbackrest ended with 3: no way\n")
+    said = json.loads(remails_backup("status").stdout)
+    assert said["wal"]["success"] > 0
+    assert (said["full"]["says"], said["independent"]) == ("pgbackrest ended with 3: no way", {})
+    assert 'last_failure_timestamp_seconds{kind="full"} 0' not in (tmp_path / "metrics/full.prom").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +103,7 @@ def test_metrics_of_a_job_that_failed_after_it_went_well() -> None:
     ],
 )
 def test_how_to_come_to_the_independent_place(place: str, ends: str | None, where: tuple[str, int] | None) -> None:
-    words = job.by_ssh(place, Path("/run/key"))
+    words = copies.by_ssh(place, Path("/run/key"))
     if ends is None:
         assert words == []
     else:
