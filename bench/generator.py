@@ -128,7 +128,7 @@ class Generator:
             "Date: Wed, 25 Nov 2026 12:00:00 +0000\r\nMIME-Version: 1.0\r\n"
             "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 7bit\r\n\r\n"
         ).encode()
-        lines = []
+        lines: list[bytes] = []
         while sum(map(len, lines)) < order.size - len(header) - 120:
             lines.append(b" ".join(b"%08x" % words.getrandbits(32) for _ in range(8)) + b"\r\n")
         return header + b"".join(lines) + b".\r\n"

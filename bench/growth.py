@@ -309,7 +309,8 @@ def _living(order: Order, sink: sinks.Sink) -> float:
         raise Wrong(
             f"mails to the living were lost or doubled: {arrived.count(None)} of {len(wanted)} missing {sent.refused[:1]}"
         )
-    return len(wanted) / (max(at for at in arrived if at) - min(sent.begun))
+    last: float = max(at for at in arrived if at)
+    return len(wanted) / (last - min(sent.begun))
 
 
 @contextlib.contextmanager

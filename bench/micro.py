@@ -13,6 +13,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -70,17 +71,15 @@ class Store:
     def all(self) -> Iterator[Figure]:
         """Each of them."""
         for batch in BATCHES:
-            yield self._timed(f"submit, 4 kB, {batch} at once", lambda size=batch: self._mails(size, 4), self._submit)
+            yield self._timed(f"submit, 4 kB, {batch} at once", partial(self._mails, batch, 4), self._submit)
         yield self._timed("submit, 50 kB, 20 at once", lambda: self._mails(20, 50), self._submit)
         for batch in (10, 50):
-            yield self._timed(
-                f"claim, {batch} at once", lambda size=batch: [None] * size, lambda given: self._claim(len(given))
-            )
+            yield self._timed(f"claim, {batch} at once", partial(range, batch), lambda given: self._claim(len(given)))
         claims = self._claim(50)
         yield self._timed("bodies, 4 kB, 50 at once", lambda: claims, self._bodies)
         yield self._timed("begin, 50 at once", lambda: claims, self._begin)
         for batch in (1, 50):
-            yield self._timed(f"record, {batch} at once", lambda size=batch: self._claim(size), self._record)
+            yield self._timed(f"record, {batch} at once", partial(self._claim, batch), self._record)
 
     def _timed(self, what: str, make: Callable[[], Sequence[Any]], work: Callable[[Any], object]) -> Figure:
         count, spent, cpu, theirs = 0, 0.0, 0.0, 0.0

@@ -57,11 +57,11 @@ class Compared:
             {name: statistics.median(one.cpu_ms[name] for one in rounds) for name in rounds[0].cpu_ms} if rounds else {}
         )
 
-    def each(self, value: Callable[[Round], str | float], form: str = "{:.0f}", cases: Sequence[str] = ()) -> str:
+    def each(self, value: Callable[[Round], float], form: str = "{:.0f}", cases: Sequence[str] = ()) -> str:
         """A table: a row for each case, a column for each system."""
         rows = []
         for case in cases or self.full:
-            cells = [self.median(system, case, value) for system in self.systems]  # type: ignore[arg-type]
+            cells = [self.median(system, case, value) for system in self.systems]
             rows.append([_case(case), *("-" if cell is None else form.format(cell) for cell in cells)])
         return table(["", *(NAMES[name] for name in self.systems)], rows)
 
@@ -95,9 +95,13 @@ def _compare(found: Compared) -> dict[str, str]:
     for case in found.cases:
         for name in found.systems:
             quantiles = [
-                found.median(name, case, lambda one, row=row, place=place: getattr(one, row)[place])  # type: ignore[misc]
-                for row in ("accept_ms", "arrive_ms")
-                for place in (0, 1)
+                found.median(name, case, value)
+                for value in (
+                    lambda one: one.accept_ms[0],
+                    lambda one: one.accept_ms[1],
+                    lambda one: one.arrive_ms[0],
+                    lambda one: one.arrive_ms[1],
+                )
             ]
             if quantiles[0] is not None:
                 latency.append([_case(case), NAMES[name], *(f"{one:.1f}" for one in quantiles if one is not None)])
@@ -294,8 +298,8 @@ def main() -> None:
             plots["growth"] = drawn
     for name, text in plots.items():
         (kept.DIRECTORY / f"{name}.svg").write_text(text)
-    text = msgspec.json.format(msgspec.json.encode(summary(parts, found)))
-    (kept.DIRECTORY / "summary.json").write_bytes(text + b"\n")
+    said = msgspec.json.format(msgspec.json.encode(summary(parts, found)))
+    (kept.DIRECTORY / "summary.json").write_bytes(said + b"\n")
     PAGE.write_text(filled(PAGE.read_text(), blocks))
 
 

@@ -5,7 +5,6 @@ Each is a context manager that yields a `System`, ready to take mail. They get o
 
 import contextlib
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -15,7 +14,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ import psycopg
 from generator import Login
 from groups import Group
 from installation import free_base
+from postfix import lay_out as lay_out_postfix
+from postfix import started as postfix_started
 from workbench import free_port
 
 from remails import config
@@ -323,50 +325,21 @@ def _wait_for_addresses(db: Database) -> None:
 # ---- the others
 
 _POSTFIX = """\
-compatibility_level = 3.6
-queue_directory = {directory}/queue
-data_directory = {directory}/data
-daemon_directory = /usr/lib/postfix/sbin
-command_directory = /usr/sbin
-maillog_file = {directory}/log/mail.log
-maillog_file_prefixes = {directory}
-mail_owner = postfix
-setgid_group = postdrop
 myhostname = {hostname}
 inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mydestination =
-local_recipient_maps =
-alias_maps =
 relayhost = [{sink_ip}]:{sink_port}
-message_size_limit = 60000000
-smtpd_peername_lookup = no
 smtpd_client_connection_count_limit = 0
 smtpd_tls_wrappermode = yes
 smtpd_tls_security_level = encrypt
-smtpd_tls_chain_files = {key}, {certificate}
 smtpd_sasl_auth_enable = yes
 cyrus_sasl_config_path = {directory}/etc/sasl
 smtpd_sasl_local_domain = {hostname}
 smtpd_relay_restrictions = permit_sasl_authenticated, reject
 """
 _POSTFIX_MASTER = """\
-127.0.0.1:{port} inet n - n - - smtpd
-postlog unix-dgram n - n - 1 postlogd
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
 smtp unix - - n - - smtp
 relay unix - - n - - smtp
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-error unix - - n - - error
-retry unix - - n - - error
-tlsmgr unix - - n 1000? 1 tlsmgr
-anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
-proxymap unix - - n - - proxymap
 """
 _SASL = """\
 pwcheck_method: auxprop
@@ -385,14 +358,9 @@ class Postfix(System):
 @contextlib.contextmanager
 def postfix(place: Place) -> Iterator[Postfix]:
     """Postfix with its queue on the same disk."""
-    owner = pwd.getpwnam("postfix")
     directory = place.directory / "postfix"
-    for name in ("etc", "queue", "data", "log"):
-        (directory / name).mkdir(parents=True)
-    os.chown(directory / "data", owner.pw_uid, owner.pw_gid)
     values = _values(place, directory)
-    (directory / "etc/main.cf").write_text(_POSTFIX.format(**values))
-    (directory / "etc/master.cf").write_text(_POSTFIX_MASTER.format(**values))
+    owner = lay_out_postfix(main=_POSTFIX, master=_POSTFIX_MASTER, **values)
     (directory / "etc/sasl").mkdir()
     (directory / "etc/sasl/smtpd.conf").write_text(_SASL.format(**values))
     passwords = directory / "data/sasldb2"
@@ -400,24 +368,15 @@ def postfix(place: Place) -> Iterator[Postfix]:
         ["saslpasswd2", "-p", "-c", "-f", passwords, "-u", HOSTNAME, USERNAME], input=PASSWORD.encode(), check=True
     )
     os.chown(passwords, owner.pw_uid, owner.pw_gid)
-    command = ["/usr/sbin/postfix", "-c", directory / "etc"]
-    with _groups("postfix") as groups:
+    with _groups("postfix") as groups, contextlib.ExitStack() as stack:
         with groups["postfix"].adopting():
-            subprocess.run([*command, "start"], check=True, capture_output=True, timeout=30)
-        try:
-            yield Postfix(Door(values["port"], [Login(USERNAME, PASSWORD, SENDER)]), groups)
-        finally:
-            subprocess.run([*command, "stop"], check=True, capture_output=True, timeout=30)
+            stack.enter_context(postfix_started(directory))
+        yield Postfix(Door(values["port"], [Login(USERNAME, PASSWORD, SENDER)]), groups)
 
 
 _EXIM = """\
 primary_hostname = {hostname}
-exim_path = {{directory}}/bin/exim4
-spool_directory = {{directory}}/spool
 split_spool_directory = true
-log_file_path = {{directory}}/log/%slog
-local_interfaces = <; 127.0.0.1
-daemon_smtp_ports = {port}
 tls_on_connect_ports = {port}
 tls_advertise_hosts = *
 tls_certificate = {certificate}
@@ -426,11 +385,6 @@ smtp_accept_max = 300
 smtp_accept_queue_per_connection = 0
 smtp_accept_max_per_connection = 0
 never_users =
-deliver_drop_privilege = true
-keep_environment =
-host_lookup =
-rfc1413_hosts =
-acl_smtp_rcpt = rcpt
 begin acl
 rcpt:
   accept authenticated = *
@@ -470,9 +424,9 @@ def exim(place: Place) -> Iterator[Exim]:
         values = _values(place, Path(private))
         for name, path in (("certificate", place.certificate), ("key", place.key)):
             values[name] = shutil.copy(path, private)
-            os.chown(values[name], nexthops._USER, nexthops._USER)
+            os.chown(values[name], nexthops.USER, nexthops.USER)
         Path(private).chmod(0o755)
-        kind = nexthops.Kind(known.package, known.program, known.arguments, _EXIM.format(**values))
+        kind = nexthops.Kind(known.package, known.program, known.arguments, nexthops.EXIM + _EXIM.format(**values))
         with contextlib.ExitStack() as stack:
             with groups["exim"].adopting():
                 stack.enter_context(nexthops.running(kind, HOSTNAME, "127.0.0.1", values["port"]))
@@ -540,6 +494,7 @@ def _values(place: Place, directory: Path) -> dict[str, Any]:
     return {
         "directory": directory,
         "hostname": HOSTNAME,
+        "ip": "127.0.0.1",
         "port": free_port(),
         "certificate": place.certificate,
         "key": place.key,
@@ -564,4 +519,9 @@ def missing(name: str) -> str:
     return ""
 
 
-STARTERS = {"remails": remails, "postfix": postfix, "exim": exim, "haraka": haraka}
+STARTERS: dict[str, Callable[[Place], AbstractContextManager[System]]] = {
+    "remails": remails,
+    "postfix": postfix,
+    "exim": exim,
+    "haraka": haraka,
+}

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 UNPACKED = Path(__file__).parent / ".unpacked"
-_USER = 60030
+USER = 60030
+"""Whom they are when they are not root."""
 
-_EXIM = """\
-primary_hostname = mx.{domain}
+EXIM = """\
 exim_path = {directory}/bin/exim4
 spool_directory = {directory}/spool
 log_file_path = {directory}/log/%slog
@@ -30,6 +30,11 @@ keep_environment =
 host_lookup =
 rfc1413_hosts =
 acl_smtp_rcpt = rcpt
+"""
+"""What every Exim has at the head of its settings."""
+
+_EXIM = """\
+primary_hostname = mx.{domain}
 begin acl
 rcpt:
   accept domains = {domain}
@@ -82,7 +87,7 @@ class Kind:
 
 
 KINDS = {
-    "exim": Kind("exim4-daemon-light", "exim4", "-bdf", _EXIM),
+    "exim": Kind("exim4-daemon-light", "exim4", "-bdf", EXIM + _EXIM),
     "opensmtpd": Kind("opensmtpd", "smtpd", "-d -f {directory}/configuration", _OPENSMTPD),
 }
 
@@ -106,10 +111,10 @@ def running(kind: Kind, domain: str, ip: str, port: int) -> Iterator[Server]:
     directory.chmod(0o755)
     for name in ("spool", "log", "mail", "bin"):
         (directory / name).mkdir()
-        os.chown(directory / name, _USER, _USER)
+        os.chown(directory / name, USER, USER)
     for name in ("passwd", "group"):
         form = "{0}:x:{1}:{1}::{2}:/bin/sh\n" if name == "passwd" else "{0}:x:{1}:\n"
-        users = {"box": _USER, "Debian-exim": _USER, "opensmtpd": _USER + 1, "opensmtpq": _USER + 2}
+        users = {"box": USER, "Debian-exim": USER, "opensmtpd": USER + 1, "opensmtpq": USER + 2}
         lines = "".join(form.format(user, number, directory) for user, number in users.items())
         (directory / name).write_text(Path("/etc", name).read_text() + lines)
     package = UNPACKED / kind.package

@@ -51,7 +51,7 @@ class Running:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in ("smtps", "submission", "alternate")}
-        self._ports = {name: sock.getsockname()[1] for name, sock in sockets.items()}
+        self._ports: dict[str, int] = {name: sock.getsockname()[1] for name, sock in sockets.items()}
         for sock in sockets.values():
             sock.setblocking(False)
         self._stop = asyncio.Event()
