@@ -334,6 +334,12 @@ class Deployment:
         """The subjects that begin so of what the receivers have got."""
         return [record.subject for record in self.world.mails(subject)]
 
+    def doubled(self, stream: Load, limit: float = 300) -> set[str]:
+        """What has arrived more than once of a stream, when all that waited has."""
+        until(lambda: self.waiting() == 0, limit, "the queue to be empty")
+        until(self.world.settled, limit, "the receivers to look at what they got")
+        return stream.doubled(self.arrived(stream.name))
+
     def wait_for(self, subjects: list[str], name: str, limit: float) -> None:
         """Wait until all of these have arrived, whose subjects begin with `name`."""
         missing = partial(self._missing, set(subjects), name)
@@ -353,5 +359,4 @@ def check(deployment: Deployment, stream: Load, limit: float) -> None:
     """Every mail was taken by some host, and what was taken arrived, once."""
     assert stream.given_up == set(), stream.reasons()
     deployment.wait_for(stream.subjects("accepted"), stream.name, limit)
-    until(lambda: deployment.waiting() == 0, limit, "the queue to be empty")
-    assert stream.doubled(deployment.arrived(stream.name)) == set()
+    assert deployment.doubled(stream, limit) == set()

@@ -423,12 +423,18 @@ def _remove(cgroup: Path) -> None:
 
 
 def until(ask: Callable[[], T], limit: float, what: str) -> T:
-    """Ask again until the answer is true. Raises TimeoutError that says what was waited for."""
+    """Ask again until the answer is true. Raises TimeoutError that says what was waited for.
+
+    A question that takes long is asked more rarely, so that it does not take the machine from those that it asks about.
+    """
     end = time.monotonic() + limit
+    began = time.monotonic()
     while not (answer := ask()):
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > end:
             raise TimeoutError(f"waited {limit:.0f} s for {what}")
-        time.sleep(0.05)
+        time.sleep(max(0.05, min(2.0, 3 * (now - began))))
+        began = time.monotonic()
     return answer
 
 

@@ -20,16 +20,17 @@ import smtplib
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 from hosts import Fleet
 
 PATIENCE = 180  # seconds for one mail
 PAUSE = 0.25  # seconds after an attempt on each host has failed
-CONNECTION = 20  # mails on one SMTP connection
+CONNECTION = 20  # mails on one connection
+IDLE = 5.0  # seconds after which a connection is not used again: the edge ends those of HTTP that are idle for longer
 
 Result = Literal["accepted", "refused", "unanswered"]
 
@@ -79,37 +80,70 @@ def unverified() -> ssl.SSLContext:
     return context
 
 
+class Closable(Protocol):
+    """A connection."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+C = TypeVar("C", bound=Closable)
+
+
+class Kept(Generic[C]):
+    """The connections of each thread: one to each host, for CONNECTION mails, if none comes late."""
+
+    def __init__(self, connect: Callable[[str], C]) -> None:
+        self._connect = connect
+        self._own = threading.local()
+
+    def get(self, ip: str) -> C:
+        """This thread's connection to the host; a new one where there is none."""
+        connections: dict[str, tuple[C, int, float]] = self._own.__dict__
+        connection, used, last = connections.get(ip, (None, 0, 0.0))
+        if connection is not None and (used >= CONNECTION or time.monotonic() - last > IDLE):
+            self.drop(ip)
+            connection = None
+        if connection is None:
+            connection, used = self._connect(ip), 0
+        connections[ip] = connection, used + 1, time.monotonic()
+        return connection
+
+    def drop(self, ip: str) -> None:
+        """End this thread's connection to the host."""
+        if known := self._own.__dict__.pop(ip, None):
+            known[0].close()
+
+    def close(self) -> None:
+        """End this thread's connections."""
+        for ip in list(self._own.__dict__):
+            self.drop(ip)
+
+
 class Smtp:
-    """Submission with STARTTLS and AUTH; a connection serves several mails, one thread has one of each host."""
+    """Submission with STARTTLS and AUTH."""
 
     def __init__(self, username: str, password: str, sender: str, recipient: str = "to@example.net") -> None:
         self._login, self._sender, self._recipient = (username, password), sender, recipient
-        self._own = threading.local()
+        self._kept = Kept(self._connect)
         self._tls = unverified()
+
+    def close(self) -> None:
+        """End this thread's connections."""
+        self._kept.close()
 
     def submit(self, ip: str, subject: str) -> None:
         """Hand one mail in. Raises Failed."""
         message = EmailMessage()
         message["From"], message["To"], message["Subject"] = self._sender, self._recipient, subject
         message.set_content("Your code is 123456.\n")
-        client = self._client(ip)
+        client = self._kept.get(ip)
         try:
             self._envelope(client)
             self._data(client, message.as_bytes(policy=email.policy.SMTP))
         except (Failed, OSError, smtplib.SMTPException) as error:
-            self._drop(ip)
+            self._kept.drop(ip)
             raise error if isinstance(error, Failed) else Failed("refused", error) from None
-
-    def _client(self, ip: str) -> smtplib.SMTP:
-        clients: dict[str, tuple[smtplib.SMTP, int]] = self._own.__dict__
-        client, used = clients.get(ip, (None, 0))
-        if client is not None and used >= CONNECTION:
-            self._drop(ip)
-            client = None
-        if client is None:
-            client, used = self._connect(ip), 0
-        clients[ip] = client, used + 1
-        return client
 
     def _connect(self, ip: str) -> smtplib.SMTP:
         try:
@@ -123,15 +157,6 @@ class Smtp:
             client.close()
             raise Failed("refused", error) from None
         return client
-
-    def _drop(self, ip: str) -> None:
-        if known := self._own.__dict__.pop(ip, None):
-            known[0].close()
-
-    def close(self) -> None:
-        """End this thread's connections."""
-        for ip in list(self._own.__dict__):
-            self._drop(ip)
 
     def _envelope(self, client: smtplib.SMTP) -> None:
         for code, text in (client.mail(self._sender), client.rcpt(self._recipient), client.docmd("data")):
@@ -149,37 +174,43 @@ class Smtp:
 
 
 class Rest:
-    """The REST API by HTTPS, a connection for each call."""
+    """The REST API by HTTPS."""
 
     def __init__(self, path: str, key: str, secret: str, sender: str, recipient: str = "to@example.net") -> None:
         self._path, self._sender, self._recipient = path, sender, recipient
+        self._kept = Kept(self._connect)
         self._tls = unverified()
         basic = base64.b64encode(f"{key}:{secret}".encode()).decode()
         self._headers = {"Authorization": f"Basic {basic}", "Content-Type": "application/json"}
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """End this thread's connections."""
+        self._kept.close()
 
     def submit(self, ip: str, subject: str) -> None:
         """Hand one mail in. Raises Failed."""
         mail = {"from": self._sender, "to": [self._recipient], "subject": subject, "text_body": "Your receipt.\n"}
-        connection = http.client.HTTPSConnection(ip, timeout=10, context=self._tls)
-        with contextlib.closing(connection):
-            try:
-                connection.connect()
-            except OSError as error:
-                raise Failed("refused", error) from None
-            try:
-                connection.request("POST", self._path, json.dumps(mail), self._headers)
-                answer = connection.getresponse()
-                text = answer.read()
-            except (OSError, http.client.HTTPException) as error:
-                raise Failed("unanswered", error) from None
+        connection = self._kept.get(ip)
+        try:
+            connection.request("POST", self._path, json.dumps(mail), self._headers)
+            answer = connection.getresponse()
+            text = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            self._kept.drop(ip)
+            raise Failed("unanswered", error) from None
         if answer.status != 201:
             again = "" if answer.getheader("Retry-After") is None else " (Retry-After)"
             # The edge's own answer about a host that fell silent: whether it had taken the mail, nobody knows.
             result: Result = "unanswered" if answer.status in (502, 504) else "refused"
             raise Failed(result, f"{answer.status}{again} {text.decode()[:200]}")
+
+    def _connect(self, ip: str) -> http.client.HTTPSConnection:
+        connection = http.client.HTTPSConnection(ip, timeout=10, context=self._tls)
+        try:
+            connection.connect()
+        except OSError as error:
+            raise Failed("refused", error) from None
+        return connection
 
 
 @dataclass

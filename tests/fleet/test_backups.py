@@ -94,5 +94,5 @@ def test_the_database_comes_back_on_new_hosts_to_a_chosen_second(
     with load(deployment, customer, "api", "again", rate=0, count=5) as again:
         pass
     deployment.wait_for(again.subjects("accepted"), again.name, 60)
-    assert waiting.doubled(deployment.arrived(waiting.name)) == set()
+    assert deployment.doubled(waiting) == set()
     until(lambda: job(deployment, "wal") == "", 60, "the new database to archive")

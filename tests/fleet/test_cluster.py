@@ -56,7 +56,7 @@ def _found(deployment: Deployment, stream: Load) -> None:
     assert len(rows) == len({*rows})
     deployment.wait_for(rows, stream.name, 240)
     # Twice only what was lost in the DATA window, and its timeline says so.
-    assert stream.doubled(deployment.arrived(stream.name)) <= deployment.ambiguous(stream.name)
+    assert deployment.doubled(stream) <= deployment.ambiguous(stream.name)
 
 
 def test_its_members_speak_by_certificates_only(deployment: Deployment) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import pytest
 from deployment import FRONT, GROUPS, Customer, Deployment, load
@@ -26,6 +27,7 @@ LIMIT = 180.0  # seconds for that
 # For how long errors may be seen at most, in seconds, by what is lost; 0: none at all.
 SECONDS = {
     "edge": 20.0,
+    "edge comes back": 20.0,
     "app host": 20.0,
     "every bus": 0.0,
     "outbound host": 0.0,
@@ -55,9 +57,9 @@ class Loss:
         return max((attempt.ended - self.began for attempt in self.errors(door)), default=0.0)
 
     def silence(self, door: str) -> float:
-        """The longest time in which nothing was accepted."""
+        """The longest time in which nothing was accepted; from the loss itself on."""
         times = sorted(attempt.ended for attempt in self.attempts[door] if attempt.result == "accepted")
-        return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
+        return max(after - before for before, after in itertools.pairwise([self.began, *times, self.ended]))
 
     def line(self, door: str) -> str:
         """A row of the table."""
@@ -100,17 +102,34 @@ class Survival:
         until(lambda: time.monotonic() > end, seconds + 10, "the load")
 
     def assign(self) -> None:
-        """Give each attempt to the loss in whose time it began."""
+        """Give each attempt to the loss in whose time it ended: what was under way when a host fell silent is its victim."""
         for loss, after in zip(self.losses, [*self.losses[1:], None], strict=True):
             end = after.began if after else float("inf")
             for door, stream in self.streams.items():
-                loss.attempts[door] = [one for one in stream.attempts if loss.began <= one.began < end]
+                loss.attempts[door] = [one for one in stream.attempts if loss.began <= one.ended < end]
 
     def table(self) -> str:
         """All of it."""
         head = "| lost | door | attempts | errors | seconds with errors | seconds without any accepted | answers |"
         rows = [loss.line(door) for loss in self.losses for door in self.streams]
-        return "\n".join([head, "|" + " --- |" * 7, *rows])
+        return "\n".join([head, "|" + " --- |" * 7, *rows, "", *self._rates()])
+
+    def write(self, file: Path) -> None:
+        """Each error, to see why: what was lost, seconds since then, door, edge, seconds, reason."""
+        lines = [
+            f"{loss.name}\t{one.ended - loss.began:.1f}\t{door}\t{one.host}\t{one.seconds:.1f}\t{one.reason}\n"
+            for loss in self.losses
+            for door in self.streams
+            for one in loss.errors(door)
+        ]
+        file.write_text("".join(lines), encoding="utf-8")
+
+    def _rates(self) -> Iterator[str]:
+        """What the load came to: the machine may be too slow for what was wanted."""
+        for door, stream in self.streams.items():
+            accepted = [attempt.ended for attempt in stream.attempts if attempt.result == "accepted"]
+            seconds = max(accepted) - min(accepted)
+            yield f"{door}: {len(accepted)} mails accepted in {seconds:.0f} s, {len(accepted) / seconds:.1f} a second"
 
 
 def test_every_kind_of_host_is_lost_under_load(deployment: Deployment, customers: dict[str, Customer]) -> None:
@@ -125,6 +144,7 @@ def test_every_kind_of_host_is_lost_under_load(deployment: Deployment, customers
             lose(survival)
     survival.assign()
     print(f"\n{survival.table()}", file=sys.__stderr__)
+    survival.write(deployment.fleet.directory / "survival.tsv")
     _delivered(deployment, (smtp, rest))
     _nothing_else_than_retriable(survival)
     late = [
@@ -145,8 +165,10 @@ def _edge(survival: Survival) -> None:
     with survival.lost("edge"):
         hosts[name].kill()
         until(lambda: all(_has(hosts[other], address) for address in FRONT), 60, "the other edge to have all addresses")
-        survival.goes_on()
+    with survival.lost("edge comes back"):  # and its address moves a second time
         _back(survival, name)
+        until(lambda: _has(hosts[name], FRONT[0]), 60, "the edge to have its address again")
+        survival.goes_on(20)
 
 
 def _has(host: Host, address: str) -> bool:
@@ -268,12 +290,11 @@ def _nothing_else_than_retriable(survival: Survival) -> None:
 
 def _delivered(deployment: Deployment, streams: tuple[Load, ...]) -> None:
     """All that was accepted is at its receiver, and what is there twice was told to be in doubt."""
-    until(lambda: deployment.waiting() == 0, 300, "the queue to be empty")
     for stream in streams:
         assert stream.given_up == set()
-        arrived = deployment.arrived(stream.name)
-        assert stream.lost(arrived) == set()
-        assert stream.doubled(arrived) <= deployment.ambiguous(stream.name)
+        doubled = deployment.doubled(stream, 900)  # two processors are slow to send what they took that fast
+        assert stream.lost(deployment.arrived(stream.name)) == set()
+        assert doubled <= deployment.ambiguous(stream.name)
 
 
 def _whole(deployment: Deployment) -> None:

@@ -5,6 +5,7 @@ receives in `mails/`. A name without records of its own has the mailbox as MX. `
 """
 
 import asyncio
+import collections
 import ipaddress
 import json
 import sys
@@ -73,6 +74,11 @@ class World:
             if path.name not in self._mails:
                 self._mails[path.name] = msgspec.json.decode(path.read_bytes(), type=archive.Record)
         return [record for record in self._mails.values() if record.subject.startswith(subject)]
+
+    def settled(self) -> bool:
+        """Whether it has looked at all that it took: only then it is among its mails."""
+        kept = collections.Counter(path.suffix for path in (self.directory / "mails").iterdir())
+        return kept[".eml"] == kept[".json"]
 
     def raw(self, record: archive.Record) -> bytes:
         """The mail as received."""
