@@ -1,5 +1,7 @@
 """Clients before a real edge: who they are to those behind it, what they see of a host that dies or is drained, and of none."""
 
+import contextlib
+import http.client
 import json
 import re
 import socket
@@ -272,6 +274,21 @@ def test_a_reload_forgets_nobody_who_is_drained_or_dead(front: Front) -> None:
     assert module.ready(haproxy, "app1", ["rest", "pages"], 30)[0]
     front.edge.reload()
     assert front.edge.status("rest") == {"app1": "UP", "app2": "UP"}
+
+
+def test_a_reload_closes_no_connection_that_is_about_to_be_used(front: Front) -> None:
+    """A client that keeps a connection for its next request is told in its answer when to make a new one."""
+    with contextlib.closing(front.https()) as connection:
+        assert _config(connection) == 200
+        front.edge.reload()
+        assert _config(connection) == 200
+
+
+def _config(connection: http.client.HTTPSConnection) -> int:
+    connection.request("GET", "/api/config")
+    with connection.getresponse() as answer:
+        answer.read()
+        return answer.status
 
 
 def test_a_host_restarts_without_an_error_that_a_client_sees(front: Front) -> None:
