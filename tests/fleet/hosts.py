@@ -180,6 +180,14 @@ class Host:
         self.cut()
         _end(self.cgroup)
 
+    def lose(self) -> None:
+        """Lose it with its disk; what takes its place is a bare host, which has booted."""
+        self.kill()
+        for directory in ("upper", "work"):
+            shutil.rmtree(self.directory / directory)
+        self.start()
+        self.wait()
+
     def stop(self, limit: float = 90) -> None:
         """Shut it down in good order."""
         leader = self.leader()

@@ -4,7 +4,7 @@ These tests come after all others (conftest.py), for the database is made anew.
 """
 
 import json
-import shutil
+import sys
 import time
 
 import pytest
@@ -12,6 +12,7 @@ from deployment import GROUPS, Customer, Deployment, load
 from hosts import until
 
 pytestmark = [pytest.mark.fleet, pytest.mark.long, pytest.mark.timeout(1800)]
+COUNTS = "SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM message_bodies)"
 REPOSITORY = "/var/lib/pgbackrest/backup/remails"
 
 
@@ -67,9 +68,7 @@ def test_the_database_comes_back_on_new_hosts_to_a_chosen_second(
     with load(deployment, customer, "api", "waits", rate=0, count=10) as waiting:
         pass
     ((moment,),) = deployment.sql("SELECT clock_timestamp()")
-    ((messages, bodies),) = deployment.sql(
-        "SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM message_bodies)"
-    )
+    ((messages, bodies),) = deployment.sql(COUNTS)
     for host in senders:
         host.run("systemctl start remails-outbound")
     deployment.wait_for(waiting.subjects("accepted"), waiting.name, 60)
@@ -77,16 +76,14 @@ def test_the_database_comes_back_on_new_hosts_to_a_chosen_second(
         pass
     assert job(deployment, "wal") == ""  # what was committed is in the repository now, and not after a minute
     for name in GROUPS["database"]:
-        fleet.hosts[name].kill()
-        shutil.rmtree(fleet.hosts[name].directory / "upper")
-        fleet.hosts[name].start()
-        fleet.hosts[name].wait()
+        fleet.hosts[name].lose()
     deployment.controller.learn_keys()
+    lost = time.monotonic()
     said = deployment.controller.playbook("playbooks/restore.yml", "-e", f"restore_to='{moment}'").ok().output
     assert "they may have been sent after that: 10 recipients." in " ".join(said.split())
-    assert deployment.sql("SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM message_bodies)") == [
-        [messages, bodies]
-    ]
+    took = time.monotonic() - lost
+    print(f"\n{messages} messages back to {moment}; ready {took:.0f} s after the loss", file=sys.__stderr__)
+    assert deployment.sql(COUNTS) == [[messages, bodies]]
     assert deployment.sql("SELECT DISTINCT status, held_for FROM deliveries WHERE status <> 'delivered'") == [
         ["held", "operator"]
     ]
