@@ -1,4 +1,4 @@
-"""The fleet of the tests: eleven hosts and the world, up for the whole run. Only with REMAILS_FLEET=1 (`make fleet`), as root.
+"""The fleet of the tests: twelve hosts and the world, up for the whole run. Only with REMAILS_FLEET=1 (`make fleet`), as root.
 
 REMAILS_FLEET_NAME=word keeps the fleet of that name when the run ends, and takes it up again in the next one.
 """
@@ -34,7 +34,7 @@ RELEASES = {
     "place1": "trixie",  # somebody else's computer, where independent copies of the backups go
 }
 
-ORDER = {"test_fleet.py": -1, "test_backups.py": 1}
+ORDER = {"test_fleet.py": -1, "test_backups.py": 1, "test_major.py": 2}
 
 
 def pytest_configure(config: pytest.Config) -> None:

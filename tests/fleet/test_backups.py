@@ -36,8 +36,8 @@ def test_both_backups_are_taken_and_can_be_restored(deployment: Deployment, cust
     said = deployment.controller.playbook("playbooks/backup.yml", "-e", "drill=yes").ok().output
     assert "Both were restored and are whole" in said
     for kind in ("wal", "full", "independent", "drill"):
-        assert metric(deployment, "last_success_timestamp_seconds", kind) > time.time() - 1200
-        assert metric(deployment, "last_failure_timestamp_seconds", kind) == 0
+        success = metric(deployment, "last_success_timestamp_seconds", kind)
+        assert success > max(time.time() - 1200, metric(deployment, "last_failure_timestamp_seconds", kind))
 
 
 def test_a_damaged_and_a_lost_backup_are_noticed(deployment: Deployment) -> None:
