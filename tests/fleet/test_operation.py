@@ -66,8 +66,8 @@ def test_a_new_version_is_deployed_under_load_and_rolled_back(
         "the release to be on every host",
     )
     with (
-        load(deployment, customers["other"], "inbound", "deploy smtp", rate=RATE) as smtp,
-        load(deployment, customers["acme"], "api", "deploy rest", rate=RATE) as rest,
+        load(deployment, customers["other"], "inbound", "deploy smtp", rate=RATE, threads=24) as smtp,
+        load(deployment, customers["acme"], "api", "deploy rest", rate=RATE, threads=24) as rest,
     ):
         run = deployment.controller.finish(playbook)
     run.ok()
