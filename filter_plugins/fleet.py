@@ -46,9 +46,10 @@ def endpoint(ip: str) -> dict[str, str]:
     return {"publish": f"tcp://{host}:5561", "subscribe": f"tcp://{host}:5562"}
 
 
-def etcd_members(hosts: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]]) -> str:
-    """The hosts as etcd is told of its members."""
-    return ",".join(f"{host}=https://{in_url(address(hostvars[host]))}:2380" for host in hosts)
+def etcd_members(hosts: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]], listed: str = "") -> str:
+    """The hosts as etcd is told of its members; who joins has to name those that `etcdctl member list` has, and no other."""
+    urls = {host: f"https://{in_url(address(hostvars[host]))}:2380" for host in hosts}
+    return ",".join(f"{host}={url}" for host, url in urls.items() if not listed or url in listed)
 
 
 def unit_credentials(unit: str) -> list[str]:

@@ -188,6 +188,34 @@ def test_postgresql_listens_to_the_hosts_of_the_process_table(
     assert not any("trust" in line or " all " in line.replace("local   all      postgres", "") for line in lines[2:])
 
 
+@pytest.mark.parametrize(
+    ("listed", "named"),
+    [
+        ("", ["data1", "data2", "data3"]),
+        ("a1, started, data1, https://10.0.0.31:2380\nb2, unstarted, , https://10.0.0.32:2380", ["data1", "data2"]),
+    ],
+)
+def test_who_joins_etcd_names_its_members_and_no_other(
+    ansible: Ansible, tmp_path: Path, listed: str, named: list[str]
+) -> None:
+    """etcd refuses a member that counts more than there are, as when two of three are replaced, one after the other."""
+    task = {
+        "ansible.builtin.template": {
+            "src": f"{PROJECT}/roles/postgresql/templates/etcd.j2",
+            "dest": f"{tmp_path}/etcd",
+            "mode": "0600",
+        }
+    }
+    roles = [{"role": "postgresql", "tags": ["never"]}]  # only its variables
+    said = LOCAL | {"etcd_state": "existing", "etcd_listed": listed, "postgresql_memory": 1024}
+    play = {"hosts": "data2", "gather_facts": False, "vars": said, "roles": roles, "tasks": [task]}
+    (tmp_path / "render.yml").write_text(json.dumps([play]), encoding="utf-8")
+    done = ansible("ansible-playbook", "--inventory", "inventory/fleet", tmp_path / "render.yml")
+    assert done.returncode == 0, done.stdout
+    (line,) = re.findall(r"(?m)^ETCD_INITIAL_CLUSTER=(.*)$", (tmp_path / "etcd").read_text(encoding="utf-8"))
+    assert line.split(",") == [f"{name}=https://10.0.0.3{name[-1]}:2380" for name in named]
+
+
 @pytest.mark.needs("unbound-checkconf")
 def test_unbound_takes_its_settings(ansible: Ansible, tmp_path: Path) -> None:
     there = inventory(tmp_path / "hosts.yml", {"out": {}}, {"outbound": ["out"]})
