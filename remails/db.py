@@ -2,7 +2,8 @@
 
 Store functions are plain and synchronous and take the connection first; the caller opens the transaction with
 `Database.transaction()`. Async services say `await db.call(queue.claim_due, ...)`: it runs in one of as many
-threads as there are connections, which is also the back-pressure. A `Coalescer` gathers what arrives while a batch is
+threads as there are connections, which is also the back-pressure. What is done for every mail runs `beside` the loop instead,
+without a thread: `await db.visit(...)`. A `Coalescer` gathers what arrives while a batch is
 being committed into the next batch: group commit, one fsync for many messages.
 
 Every outage of PostgreSQL, whatever its face, becomes `Unavailable` here, so that no layer above knows psycopg.
@@ -19,10 +20,12 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
 import psycopg
 import psycopg.conninfo
+from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from remails import metrics
+from remails import beside, metrics
 from remails.config import Database as DatabaseSettings
 from remails.errors import ConfigError, Full, Unavailable
 from remails.logs import Log
@@ -38,6 +41,9 @@ log = Log("remails.db")
 # A server that was demoted or is shutting down: the connection is useless, the request is not (cases X04, X05).
 _OUTAGES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
 
+
+_AT_ONCE = 1e-6
+"""Seconds to wait for a connection where one must not wait: psycopg_pool takes 0 for being late already."""
 
 _ONE_STATEMENT = "is_one_statement"
 
@@ -80,7 +86,6 @@ class Database:
             # whenever somebody wants a connection.
             reconnect_timeout=2,
             open=False,
-            reset=_reset,
             name=name,
         )
 
@@ -112,7 +117,7 @@ class Database:
         """
         try:
             asked = time.monotonic()
-            with self._pool.connection() as conn:
+            with self._connection() as conn:
                 metrics.DATABASE_WAIT.observe(time.monotonic() - asked)
                 yield conn
         except (PoolTimeout, PoolClosed, TooManyRequests) as error:
@@ -127,6 +132,26 @@ class Database:
             metrics.DATABASE_UNAVAILABLE.add()
             self._reap()
             raise Unavailable(f"database: {_first_line(error)}") from error
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        if not beside.is_here():
+            with self._pool.connection() as conn:
+                yield conn
+            return
+        conn = self._taken()
+        try:
+            with conn:
+                yield conn
+        finally:
+            self._pool.putconn(conn)
+
+    def _taken(self) -> Connection:
+        """A connection for who must not block: the one that is free now, or a thread waits for one."""
+        try:
+            return self._pool.getconn(_AT_ONCE)
+        except PoolTimeout:
+            return beside.result(asyncio.get_running_loop().run_in_executor(self._executor, self._pool.getconn))
 
     def _reap(self) -> None:
         """After an outage the pool's other connections are dead or on a demoted server too: drop them, unasked."""
@@ -146,9 +171,13 @@ class Database:
             if not hasattr(fn, _ONE_STATEMENT):
                 return fn(conn, *args, **kwargs)
             conn.autocommit = True
-            result = fn(conn, *args, **kwargs)
-            conn.autocommit = False
-            return result
+            try:
+                return fn(conn, *args, **kwargs)
+            finally:
+                if conn.pgconn.transaction_status == TransactionStatus.IDLE:
+                    conn.autocommit = False
+                else:  # whatever became of it, nobody else is to get it without its transactions
+                    conn.close()
 
     async def call(self, fn: Callable[Concatenate[Connection, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a store function in a transaction of its own, in a thread."""
@@ -159,11 +188,13 @@ class Database:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, lambda: fn(*args, **kwargs))
 
+    async def visit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a short function that opens its own transactions beside the loop, without a thread."""
+        return await beside.start(lambda: fn(*args, **kwargs))
 
-def _reset(conn: Connection) -> None:
-    """What a connection is when it comes back to the pool; a statement that failed has left it as it was."""
-    if conn.autocommit:
-        conn.autocommit = False
+    async def finish(self) -> None:
+        """Wait for the visits that are under way; before `close`."""
+        await beside.finished()
 
 
 class Coalescer(Generic[T, R]):
@@ -237,6 +268,18 @@ class _Connection(psycopg.Connection[TupleRow]):
 
     _wrote: ClassVar[dict[str, str]] = {}
     """The host that wrote last, by the hosts of the connection string."""
+
+    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Wait for the server as psycopg does, or let the loop go on that this runs beside."""
+        if not beside.is_here():
+            return super().wait(gen, *args, **kwargs)
+        try:
+            wanted = next(gen)
+            while True:
+                wanted = gen.send(beside.wait(self.pgconn.socket, wanted))
+        except StopIteration as end:
+            value: T = end.value
+            return value
 
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> "_Connection":

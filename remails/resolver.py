@@ -1,12 +1,14 @@
 """The DNS resolver, as set in `[dns]`: synchronous for checks, asynchronous for delivery.
 
-Answers are cached by their TTL in the process. `Lookup` says how a question ended, since "there is none" and "could not be
+Answers are cached by their TTL in the process, for delivery as they were understood. `Lookup` says how a question ended, since "there is none" and "could not be
 asked" lead to different ends: RFC 5321 §5.1 wants a mail to wait in the second case.
 """
 
 import ipaddress
+import time
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import TypeVar
 
 import dns.asyncresolver
@@ -55,14 +57,38 @@ class Lookup:
         return [b"".join(record.strings).decode("utf-8", "replace") for record in self.records]  # type: ignore[attr-defined]  # TXT
 
 
+class Asynchronous(dns.asyncresolver.Resolver):
+    """A resolver for an event loop that remembers what was found: to find it in the library's cache, and to understand it again,
+    takes longer than all else that is done to choose a route."""
+
+    def known(self, name: str, rdtype: str) -> Lookup | None:
+        """What was found of late, if it still holds."""
+        until, lookup = self._remembered.get((name, rdtype), _NEVER)
+        return lookup if until > time.monotonic() else None
+
+    def remember(self, name: str, rdtype: str, lookup: Lookup, seconds: float) -> None:
+        """Let this hold for so many seconds."""
+        self._remembered.pop((name, rdtype), None)
+        if len(self._remembered) >= CACHE_ENTRIES:
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[name, rdtype] = time.monotonic() + seconds, lookup
+
+    @cached_property
+    def _remembered(self) -> dict[tuple[str, str], tuple[float, Lookup]]:
+        return {}
+
+
+_NEVER: tuple[float, Lookup | None] = (float("-inf"), None)
+
+
 def synchronous(settings: Dns) -> dns.resolver.Resolver:
     """A resolver for threads."""
     return _configured(dns.resolver.Resolver, settings)
 
 
-def asynchronous(settings: Dns) -> dns.asyncresolver.Resolver:
+def asynchronous(settings: Dns) -> Asynchronous:
     """A resolver for an event loop."""
-    return _configured(dns.asyncresolver.Resolver, settings)
+    return _configured(Asynchronous, settings)
 
 
 def ask(resolver: dns.resolver.Resolver, name: str, rdtype: str) -> Lookup:
@@ -74,13 +100,17 @@ def ask(resolver: dns.resolver.Resolver, name: str, rdtype: str) -> Lookup:
     return _found(answer, resolver)
 
 
-async def ask_async(resolver: dns.asyncresolver.Resolver, name: str, rdtype: str) -> Lookup:
+async def ask_async(resolver: Asynchronous, name: str, rdtype: str) -> Lookup:
     """Ask one question without holding up the event loop."""
+    if (known := resolver.known(name, rdtype)) is not None:
+        return known
     try:
         answer = await resolver.resolve(_absolute(name), rdtype, raise_on_no_answer=False)
     except dns.exception.DNSException as error:
         return _failed(error)
-    return _found(answer, resolver)
+    lookup = _found(answer, resolver)
+    resolver.remember(name, rdtype, lookup, answer.expiration - time.time())
+    return lookup
 
 
 def _configured(kind: type[R], settings: Dns) -> R:

@@ -31,6 +31,8 @@ from remails.vault import Pepper
 log = Log("remails.inbound")
 
 _MOST_SLOWED = 500
+_SMALL = 512 * 1024
+"""Bytes of a batch that are checked and stored in some milliseconds."""
 _OUTCOMES = {"4.7.0": "banned", "5.7.1": "elsewhere"}
 
 
@@ -148,7 +150,9 @@ class Handler:
         await self._submit.flush()
 
     async def _submit_all(self, batch: Sequence[Submission]) -> Sequence[Accepted | Refused]:
-        return await self._db.thread(submission.submit, self._db, self._publisher, self._mail, batch, self._throttle)
+        # What takes a while to read through goes to a thread, so that it does not hold up other sessions.
+        go = self._db.visit if sum(len(given.raw) for given in batch) <= _SMALL else self._db.thread
+        return await go(submission.submit, self._db, self._publisher, self._mail, batch, self._throttle)
 
     def _check_senders(
         self, conn: Connection, asked: Sequence[tuple[Sender, str]]

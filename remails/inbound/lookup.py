@@ -61,5 +61,5 @@ class Lookup(Generic[K, V]):
         self._known[key] = (time.monotonic() + REMEMBERED, answer)
 
     async def _query(self, keys: Sequence[K]) -> list[V | Refused]:
-        answers = await self._db.call(self._fetch, list(dict.fromkeys(keys)))
+        answers = await self._db.visit(self._db.run, self._fetch, list(dict.fromkeys(keys)))
         return [answers[key] for key in keys]

@@ -128,6 +128,7 @@ async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Se
             task.cancel()
         server.close()
         intake.close()
+        await db.finish()
         db.close()
         publisher.close()
 

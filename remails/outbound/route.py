@@ -6,12 +6,11 @@ import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import dns.asyncresolver
-
 from remails import resolver
 from remails.mail.reply import Phase, Reply
 from remails.resolver import Ended, Lookup
 
+_TYPE = {4: "A", 6: "AAAA"}
 MOST_HOSTS = 10  # a bound for domains that list dozens
 
 
@@ -50,7 +49,7 @@ class Router:
             strangers: without this guard it could make us talk to our own internal services.
     """
 
-    def __init__(self, dns_resolver: dns.asyncresolver.Resolver, hostname: str, *, allow_private: bool) -> None:
+    def __init__(self, dns_resolver: resolver.Asynchronous, hostname: str, *, allow_private: bool) -> None:
         self._resolver, self._allow_private = dns_resolver, allow_private
         self._hostname = hostname
         self._random = random.Random()  # noqa: S311  # spreads load, guards nothing
@@ -88,12 +87,12 @@ class Router:
 
     async def _all(self, hosts: "_Hosts", versions: Sequence[int]) -> tuple[list[Target], Reply | None]:
         """The targets at all hosts, and what went wrong."""
-        asked = (
-            self._addresses(host, version, is_vouched=hosts.is_secure)
-            for host in hosts.names[:MOST_HOSTS]
-            for version in versions
-        )
-        found = await asyncio.gather(*asked)
+        questions = [(host, version) for host in hosts.names[:MOST_HOSTS] for version in versions]
+        asked = (self._addresses(host, version, is_vouched=hosts.is_secure) for host, version in questions)
+        if all(self._resolver.known(host, _TYPE[version]) for host, version in questions):
+            found = [await one for one in asked]  # nobody waits, and a task for each would cost more than all the rest
+        else:
+            found = await asyncio.gather(*asked)
         # What may pass comes before what is for good: the server that nobody knows now may be the one that takes the mail.
         problem = min((one for one in found if isinstance(one, Reply)), key=lambda one: one.code or 0, default=None)
         return [target for one in found if not isinstance(one, Reply) for target in one], problem
@@ -121,7 +120,7 @@ class Router:
         return list(dict.fromkeys(host for _, _, host in shuffled))
 
     async def _addresses(self, host: str, version: int, *, is_vouched: bool) -> list[Target] | Reply:
-        lookup = await resolver.ask_async(self._resolver, host, "A" if version == 4 else "AAAA")
+        lookup = await resolver.ask_async(self._resolver, host, _TYPE[version])
         if lookup.ended is Ended.FAILED:
             return Reply(Phase.DNS, 451, "4.4.3", f"address of {host}: {lookup.reason}")
         ips = [record.address for record in lookup.records]  # type: ignore[attr-defined]  # A, AAAA

@@ -14,8 +14,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import dns.asyncresolver
-
 from remails import resolver
 from remails.mail import dane, sts
 from remails.mail.dane import TRUST_ANCHOR, Tlsa
@@ -41,7 +39,7 @@ class Rules:
         port: of the remote servers; TLSA records are for it.
     """
 
-    def __init__(self, dns_resolver: dns.asyncresolver.Resolver, policies: Policies, port: int) -> None:
+    def __init__(self, dns_resolver: resolver.Asynchronous, policies: Policies, port: int) -> None:
         self._resolver, self._policies, self._port = dns_resolver, policies, port
 
     async def of(self, domain: str, targets: Sequence[Target], *, strict: bool) -> Mapping[str, Security | Reply]:

@@ -223,7 +223,7 @@ class Outbound:
         self._backlog = self._backlog and bool(ids)
         options: _Options = {"lease": outbound.lease, "limit": limit, "but": but}
         try:
-            claims, bodies = await self._db.thread(self._take, self._host_id, sources, ids, options)
+            claims, bodies = await self._db.visit(self._take, self._host_id, sources, ids, options)
         except Unavailable:
             self._backlog = True
             raise
@@ -279,11 +279,11 @@ class Outbound:
         return [found.get(claim.message_id) for claim in claims]
 
     async def _begin(self, batch: Sequence[Begun]) -> list[bool]:
-        ours = await self._db.call(queue.begin, batch)
+        ours = await self._db.visit(self._db.run, queue.begin, batch)
         return [begun.delivery_id in ours for begun in batch]
 
     async def _record(self, batch: Sequence[tuple[Claim, Result, Blame]]) -> list[None]:
-        await self._db.thread(_record, self._db, batch, self._settings.host)
+        await self._db.visit(_record, self._db, batch, self._settings.host)
         self._drop([claim for claim, _, _ in batch])
         for claim, result, _ in batch:
             metrics.DELIVERIES.add(outcome=result.kind)
@@ -391,6 +391,7 @@ def main(settings: Settings) -> None:
             if subscriber is not None:
                 subscriber.close()
             publisher.close()
+            await db.finish()
             db.close()
 
     workers.run("outbound", settings, serve, settings.outbound.processes)

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
-import dns.asyncresolver
-
 from remails import metrics, resolver
 from remails.config import Outbound
 from remails.db import Database
@@ -71,7 +69,7 @@ class _Known:
 class Policies:
     """The policies of the domains that mail goes to."""
 
-    def __init__(self, db: Database, dns_resolver: dns.asyncresolver.Resolver, settings: Outbound) -> None:
+    def __init__(self, db: Database, dns_resolver: resolver.Asynchronous, settings: Outbound) -> None:
         self._db, self._resolver, self._settings = db, dns_resolver, settings
         self._known: dict[str, _Known] = {}
         self._failed: dict[str, tuple[str, float]] = {}
@@ -164,7 +162,7 @@ def _bounded(memory: dict[str, V]) -> dict[str, V]:
     return memory
 
 
-async def fetch(domain: str, dns_resolver: dns.asyncresolver.Resolver, settings: Outbound) -> Policy:
+async def fetch(domain: str, dns_resolver: resolver.Asynchronous, settings: Outbound) -> Policy:
     """Fetch the policy of a domain from `mta-sts.<domain>` (RFC 8461 §3.3).
 
     Its certificate must be valid for that name, redirects are not followed, and all of it is bounded: time, size, addresses.
@@ -186,7 +184,7 @@ async def fetch(domain: str, dns_resolver: dns.asyncresolver.Resolver, settings:
         raise Unfetched(f"{host} took longer than {settings.sts_timeout:g} seconds") from None
 
 
-async def _addresses(host: str, dns_resolver: dns.asyncresolver.Resolver, settings: Outbound) -> list[str]:
+async def _addresses(host: str, dns_resolver: resolver.Asynchronous, settings: Outbound) -> list[str]:
     lookups = await asyncio.gather(*(resolver.ask_async(dns_resolver, host, kind) for kind in ("A", "AAAA")))
     ips = [record.address for lookup in lookups for record in lookup.records]  # type: ignore[attr-defined]  # A, AAAA
     # The name is a stranger's choice: without this guard it could make us talk to our own internal services.
