@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def machine() -> Machine:
         cores=os.cpu_count() or 1,
         memory_gb=round(pages * size / 2**30, 1),
         kernel=platform.release(),
-        python=platform.python_version(),
+        python=platform.python_version() + (" of the distribution" if sys.base_prefix == "/usr" else ""),
         postgresql=_postgresql(),
         load_before=round(os.getloadavg()[0], 2),
     )

@@ -51,7 +51,7 @@ _ONE_STATEMENT = "is_one_statement"
 def one_statement(fn: Callable[P, R]) -> Callable[P, R]:
     """Mark a store function that executes one statement, never more: that is a transaction by itself.
 
-    `run` and `call` leave out BEGIN and COMMIT for it, which are two round trips of three.
+    `run` and `call` leave out BEGIN and COMMIT for it.
     """
     setattr(fn, _ONE_STATEMENT, True)
     return fn
@@ -165,19 +165,24 @@ class Database:
         finally:
             self._checking.release()
 
-    def run(self, fn: Callable[Concatenate[Connection, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call a store function in a transaction of its own."""
+    @contextlib.contextmanager
+    def statements(self) -> Iterator[Connection]:
+        """A connection whose every statement is a transaction by itself, for what writes but once: BEGIN and COMMIT are round
+        trips too. What belongs together goes into a `conn.transaction()`. Raises as `transaction` does."""
         with self.transaction() as conn:
-            if not hasattr(fn, _ONE_STATEMENT):
-                return fn(conn, *args, **kwargs)
             conn.autocommit = True
             try:
-                return fn(conn, *args, **kwargs)
+                yield conn
             finally:
                 if conn.pgconn.transaction_status == TransactionStatus.IDLE:
                     conn.autocommit = False
                 else:  # whatever became of it, nobody else is to get it without its transactions
                     conn.close()
+
+    def run(self, fn: Callable[Concatenate[Connection, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a store function in a transaction of its own."""
+        with self.statements() if hasattr(fn, _ONE_STATEMENT) else self.transaction() as conn:
+            return fn(conn, *args, **kwargs)
 
     async def call(self, fn: Callable[Concatenate[Connection, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a store function in a transaction of its own, in a thread."""

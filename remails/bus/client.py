@@ -89,9 +89,7 @@ class Publisher:
         topic, payload = event.topic, events.encode(event)
         with self._lock:
             socket = self._opened()
-            number = 1
-            if event.word != "attempted":  # those have a topic for each message: they are not all remembered
-                number = self._numbers[topic] = self._numbers[topic] + 1
+            number = self._numbers[topic] = self._numbers[topic] + 1
             try:
                 socket.send_multipart([topic.encode(), _HEADER.pack(self._id, number), payload], zmq.DONTWAIT)
                 metrics.NOTES_SENT.add()
@@ -175,8 +173,6 @@ class Subscriber:
         return [events.Gap(topic), event]
 
     def _remember(self, publisher: bytes, topic: str, number: int) -> None:
-        if topic.startswith("attempted/"):
-            return
         self._last[publisher, topic] = number
         self._last.move_to_end((publisher, topic))
         if len(self._last) > _MOST_PUBLISHERS:

@@ -25,20 +25,26 @@ class Ready(Struct, frozen=True, array_like=True):
         return f"ready/{self.source}/"
 
 
-class Attempted(Struct, frozen=True, array_like=True):
+class Attempt(Struct, frozen=True, array_like=True):
     """A delivery was attempted and has this status now."""
 
-    word: ClassVar[str] = "attempted"
-
-    organization_id: UUID
     message_id: UUID
     delivery_id: int
     status: str
 
+
+class Attempted(Struct, frozen=True, array_like=True):
+    """Deliveries of an organization were attempted: all whose results were recorded together."""
+
+    word: ClassVar[str] = "attempted"
+
+    organization_id: UUID
+    attempts: list[Attempt]
+
     @property
     def topic(self) -> str:
-        """Whoever follows an organization, or one message of it."""
-        return f"attempted/{self.organization_id}/{self.message_id}/"
+        """Whoever follows an organization."""
+        return f"attempted/{self.organization_id}/"
 
 
 class AddressesChanged(Struct, frozen=True, array_like=True):

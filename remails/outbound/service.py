@@ -24,7 +24,7 @@ CONFIGURATION
 import asyncio
 import contextlib
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TypedDict
@@ -49,7 +49,7 @@ from remails.outbound.rules import Rules
 from remails.outbound.signing import Signing
 from remails.outbound.sts import Policies
 from remails.store import addresses, leases, queue, server, suppressions
-from remails.store.ids import HostId, MessageId
+from remails.store.ids import HostId, MessageId, OrganizationId
 from remails.store.queue import Begun, But, Claim, Result
 from remails.vault import Vault
 
@@ -285,18 +285,34 @@ class Outbound:
     async def _record(self, batch: Sequence[tuple[Claim, Result, Blame]]) -> list[None]:
         await self._db.visit(_record, self._db, batch, self._settings.host)
         self._drop([claim for claim, _, _ in batch])
+        self._tell(batch)
+        return [None] * len(batch)
+
+    def _tell(self, batch: Sequence[tuple[Claim, Result, Blame]]) -> None:
+        """What was recorded, to who counts and who follows."""
+        outcomes: Counter[str] = Counter()
+        replies: Counter[tuple[str, str]] = Counter()
+        secured: Counter[tuple[str, str]] = Counter()
+        attempts: defaultdict[OrganizationId, list[events.Attempt]] = defaultdict(list)
         for claim, result, _ in batch:
-            metrics.DELIVERIES.add(outcome=result.kind)
+            outcomes[result.kind] += 1
             if result.mx_host is not None:
                 reply = f"{result.code // 100}xx" if result.code else "none"
-                metrics.REPLIES.add(mailbox_provider=mailbox_providers.of(result.mx_host), reply=reply)
+                replies[mailbox_providers.of(result.mx_host), reply] += 1
             if result.tls_policy is not None:
                 proof = {True: "verified", False: "unverified", None: "none"}[result.tls_verified]
-                metrics.ATTEMPTS_SECURED.add(policy=result.tls_policy, tls=proof)
+                secured[result.tls_policy, proof] += 1
             if result.milliseconds is not None:
                 metrics.DELIVERY_SECONDS.observe(result.milliseconds / 1000)
-            self._publisher.publish(events.Attempted(claim.organization_id, claim.message_id, claim.id, result.status))
-        return [None] * len(batch)
+            attempts[claim.organization_id].append(events.Attempt(claim.message_id, claim.id, result.status))
+        for outcome, number in outcomes.items():
+            metrics.DELIVERIES.add(number, outcome=outcome)
+        for (provider, reply), number in replies.items():
+            metrics.REPLIES.add(number, mailbox_provider=provider, reply=reply)
+        for (policy, proof), number in secured.items():
+            metrics.ATTEMPTS_SECURED.add(number, policy=policy, tls=proof)
+        for organization_id, made in attempts.items():
+            self._publisher.publish(events.Attempted(organization_id, made))
 
     async def _release(self, claims: Sequence[Claim], delay: float, why: str | None) -> None:
         self._drop(claims)  # their leases must not be renewed any more

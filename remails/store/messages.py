@@ -27,7 +27,8 @@ from remails.store.ids import (
     SmtpCredentialId,
 )
 
-_LARGE = 1024 * 1024
+LARGE = 1024 * 1024
+"""Bytes of a body above which it takes a statement of its own."""
 _PIECE = 256 * 1024
 
 FINAL = ("delivered", "failed", "rejected")
@@ -108,12 +109,12 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
         """,
         [
             *_columns(20, ((*_metadata(m), len(m.raw), m.eight_bit, m.smtputf8, len(m.deliveries)) for m in messages)),
-            *_columns(2, ((m.id, m.raw) for m in messages if len(m.raw) <= _LARGE)),
+            *_columns(2, ((m.id, m.raw) for m in messages if len(m.raw) <= LARGE)),
             *_columns(4, ((*key, len(numbers), sum(numbers)) for key, numbers in used.items())),
             *_columns(10, ((m.id, m.organization_id, *_delivery(d)) for m in messages for d in m.deliveries)),
         ],
     )
-    if large := [m for m in messages if len(m.raw) > _LARGE]:
+    if large := [m for m in messages if len(m.raw) > LARGE]:
         _copy_bodies(conn, large)
 
 

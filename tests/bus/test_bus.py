@@ -14,7 +14,7 @@ from msgspec import structs
 
 from remails.bus import events, keys
 from remails.bus.client import Publisher, Subscriber
-from remails.bus.events import AddressesChanged, Attempted, Event, Gap, Ready
+from remails.bus.events import AddressesChanged, Attempt, Attempted, Event, Gap, Ready
 from remails.bus.service import Broker
 from remails.config import Bus, BusEndpoint
 from remails.errors import ConfigError, Unavailable
@@ -188,7 +188,11 @@ def test_a_stranger_hears_nothing(credentials: Path) -> None:
 
 @pytest.mark.parametrize(
     "event",
-    [Ready("2001:db8::1", [uuid4(), uuid4()]), Attempted(uuid4(), uuid4(), 7, "delivered"), AddressesChanged("out1")],
+    [
+        Ready("2001:db8::1", [uuid4(), uuid4()]),
+        Attempted(uuid4(), [Attempt(uuid4(), 7, "delivered")]),
+        AddressesChanged("out1"),
+    ],
 )
 def test_every_note_survives_the_wire(event: Event) -> None:
     assert events.decode(event.topic, events.encode(event)) == event
