@@ -7,11 +7,11 @@ public API: so there is no second place that could be wrong, and no second row t
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from operator import attrgetter
 from typing import Any
 
+import msgspec
 from psycopg.rows import class_row, scalar_row
 
 from remails.db import Connection
@@ -84,15 +84,18 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
     used: defaultdict[tuple[OrganizationId, ProjectId], list[int]] = defaultdict(list)
     for m in messages:
         used[m.organization_id, m.project_id].append(len(m.deliveries))
+    small = [m for m in messages if len(m.raw) <= LARGE]
+    # What is many goes in as JSON: as an array for each column it would take both sides far longer.
     conn.execute(
         """
         WITH message AS (
             INSERT INTO messages (id, organization_id, project_id, domain_id, smtp_credential_id, api_key_id, pool_id,
                 created_at, expires_at, mail_from, header_from, subject, message_id_header, label, dsn_ret, dsn_envid,
-                size, eight_bit, smtputf8, recipients)
-            SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[], %b::uuid[],
-                %b::timestamptz[], %b::timestamptz[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
-                %b::text[], %b::text[], %b::int[], %b::bool[], %b::bool[], %b::int[])),
+                eight_bit, smtputf8, size, recipients)
+            SELECT * FROM json_to_recordset(%s) AS new (id uuid, organization_id uuid, project_id uuid, domain_id uuid,
+                smtp_credential_id uuid, api_key_id uuid, pool_id uuid, created_at timestamptz, expires_at timestamptz,
+                mail_from text, header_from text, subject text, message_id_header text, label text, dsn_ret text,
+                dsn_envid text, eight_bit bool, smtputf8 bool, size int, recipients int)),
         body AS (
             INSERT INTO message_bodies (message_id, raw) SELECT * FROM unnest(%b::uuid[], %b::bytea[])),
         used AS (
@@ -100,18 +103,21 @@ def insert_many(conn: Connection, messages: Sequence[NewMessage]) -> None:
             SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::int[], %b::int[]))
         INSERT INTO deliveries (message_id, organization_id, recipient, domain, status, source, cause, held_for,
             dsn_notify, dsn_orcpt, next_attempt_at, finished_at)
-        SELECT message_id, organization_id, recipient, domain, status::delivery_status, source::inet, cause, held_for,
+        SELECT message_id, organization_id, recipient, domain, status, source, cause, held_for,
             dsn_notify, dsn_orcpt, now(), CASE WHEN status = 'suppressed' THEN now() END
-        FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
-            %b::text[], %b::text[])
-            AS new (message_id, organization_id, recipient, domain, status, source, cause, held_for, dsn_notify,
-                dsn_orcpt)
+        FROM json_to_recordset(%s) AS new (message_id uuid, organization_id uuid, recipient text, domain text,
+            status delivery_status, source inet, cause text, held_for text, dsn_notify text, dsn_orcpt text)
         """,
         [
-            *_columns(20, ((*_metadata(m), len(m.raw), m.eight_bit, m.smtputf8, len(m.deliveries)) for m in messages)),
-            *_columns(2, ((m.id, m.raw) for m in messages if len(m.raw) <= LARGE)),
+            _json(_row(m, _METADATA) | {"size": len(m.raw), "recipients": len(m.deliveries)} for m in messages),
+            [m.id for m in small],
+            [m.raw for m in small],
             *_columns(4, ((*key, len(numbers), sum(numbers)) for key, numbers in used.items())),
-            *_columns(10, ((m.id, m.organization_id, *_delivery(d)) for m in messages for d in m.deliveries)),
+            _json(
+                _row(d, _DELIVERY) | {"message_id": m.id, "organization_id": m.organization_id}
+                for m in messages
+                for d in m.deliveries
+            ),
         ],
     )
     if large := [m for m in messages if len(m.raw) > LARGE]:
@@ -132,12 +138,16 @@ def _copy_bodies(conn: Connection, messages: Sequence[NewMessage]) -> None:
         copy.write(struct.pack("!h", -1))
 
 
-_metadata = attrgetter(
-    *("id", "organization_id", "project_id", "domain_id", "smtp_credential_id", "api_key_id", "pool_id"),
-    *("created_at", "expires_at", "mail_from", "header_from", "subject", "message_id_header", "label"),
-    *("dsn_ret", "dsn_envid"),
-)
-_delivery = attrgetter("recipient", "domain", "status", "source", "cause", "held_for", "dsn_notify", "dsn_orcpt")
+_METADATA = tuple(one.name for one in fields(NewMessage) if one.name not in ("raw", "deliveries"))
+_DELIVERY = tuple(one.name for one in fields(NewDelivery))
+
+
+def _row(item: object, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in names}
+
+
+def _json(rows: Iterable[dict[str, Any]]) -> str:
+    return msgspec.json.encode(list(rows)).decode()
 
 
 def _columns(number: int, rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
