@@ -42,8 +42,8 @@ log = Log("remails.db")
 _OUTAGES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
 
 
-_AT_ONCE = 1e-6
-"""Seconds to wait for a connection where one must not wait: psycopg_pool takes 0 for being late already."""
+_AT_ONCE = 0.001
+"""Seconds to wait for a connection where one must not wait. With less, psycopg_pool is late before it has looked."""
 
 _ONE_STATEMENT = "is_one_statement"
 
@@ -205,13 +205,15 @@ class Database:
 class Coalescer(Generic[T, R]):
     """Gathers single items into batches for `fn`, one batch under way at a time.
 
-    There is no timer: what waits when a batch is done is the next batch. Should a batch fail for another reason than
+    The first item is a batch at once. What comes while one is under way, or before its `pace` is over, is the next. Should a batch fail for another reason than
     an outage, its items are tried one by one, so that one bad item cannot take its neighbours with it.
 
     Args:
         fn: takes a non-empty list, returns a result for each item in order.
         most: largest number of items in a batch.
         weight: size of an item; a batch stops growing beyond `most_weight`.
+        pace: seconds from the start of one batch to the next, unless that one is full. Under load larger batches cost less for
+            each item than they cost in time.
     """
 
     def __init__(
@@ -221,8 +223,10 @@ class Coalescer(Generic[T, R]):
         most: int = 256,
         weight: Callable[[T], int] = lambda _: 0,
         most_weight: int = 2 * 1024 * 1024,
+        pace: float = 0.0,
     ) -> None:
         self._fn, self._most, self._weight, self._most_weight = fn, most, weight, most_weight
+        self._pace, self._began = pace, float("-inf")
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -241,6 +245,9 @@ class Coalescer(Generic[T, R]):
 
     async def _drain(self) -> None:
         while self._waiting:
+            if (early := self._began + self._pace - time.monotonic()) > 0 and len(self._waiting) < self._most:
+                await asyncio.sleep(early)
+            self._began = time.monotonic()
             await self._settle(self._take())
 
     def _take(self) -> list[tuple[T, asyncio.Future[R]]]:

@@ -55,6 +55,27 @@ def test_a_batch_is_bounded_by_weight() -> None:
     assert sizes == [2, 2, 1]
 
 
+def test_batches_keep_their_pace_and_a_full_one_does_not_wait() -> None:
+    began: list[tuple[float, int]] = []
+
+    async def fn(items: Sequence[int]) -> list[int]:
+        began.append((time.monotonic(), len(items)))
+        return list(items)
+
+    async def main() -> None:
+        coalescer = Coalescer(fn, most=4, pace=0.2)
+        started = time.monotonic()
+        await coalescer(0)
+        assert began[0][0] - started < 0.1  # nobody came before
+        await asyncio.gather(*(coalescer(number) for number in range(5)))
+
+    asyncio.run(main())
+    assert [number for _, number in began] == [1, 4, 1]
+    (first, _), (full, _), (last, _) = began
+    assert full - first < 0.1
+    assert last - full >= 0.19
+
+
 def test_one_bad_item_does_not_take_its_neighbours_with_it() -> None:
     async def fn(items: Sequence[int]) -> list[int]:
         if 3 in items:

@@ -1,8 +1,15 @@
 """Where mail and questions may go."""
 
+import asyncio
+
+import dns.message
+import dns.rdatatype
+import dns.resolver
 import pytest
 
 from remails import resolver
+from remails.config import Dns
+from remails.resolver import Ended
 
 
 @pytest.mark.parametrize(
@@ -27,3 +34,23 @@ from remails import resolver
 )
 def test_private_addresses_are_told_apart_behind_translators_too(ip: str, public: bool) -> None:
     assert resolver.is_public(ip) is public
+
+
+def test_an_answer_is_remembered_as_long_as_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def resolve(self: object, name: object, rdtype: str, **_: object) -> dns.resolver.Answer:
+        asked.append(str(name))
+        text = f"id 1\nopcode QUERY\nrcode NOERROR\nflags QR\n;QUESTION\n{name} IN {rdtype}\n;ANSWER\n{name} {ttl} IN {rdtype} 192.0.2.1"
+        return dns.resolver.Answer(name, dns.rdatatype.from_text(rdtype), 1, dns.message.from_text(text))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("dns.asyncresolver.Resolver.resolve", resolve)
+    ours = resolver.asynchronous(Dns(nameservers=("127.0.0.1:53",)))
+    for ttl, names in ((60, ["mx.example."]), (0, ["mx.example.", "mx.example."])):
+        asked.clear()
+        host = f"mx.example{'' if ttl else '.'}"
+        for _ in range(2):
+            found = asyncio.run(resolver.ask_async(ours, host, "A"))
+            assert found.ended is Ended.FOUND
+            assert [record.to_text() for record in found.records] == ["192.0.2.1"]
+        assert asked == names

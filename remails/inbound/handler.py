@@ -31,6 +31,8 @@ from remails.vault import Pepper
 log = Log("remails.inbound")
 
 _MOST_SLOWED = 500
+_PACE = 0.005
+"""Seconds from one batch to the next, so that those who come together share a commit."""
 _SMALL = 512 * 1024
 """Bytes of a batch that are checked and stored in some milliseconds."""
 _OUTCOMES = {"4.7.0": "banned", "5.7.1": "elsewhere"}
@@ -47,7 +49,7 @@ class Handler:
         self._may_send: Lookup[tuple[Sender, str], bool] = Lookup(db, self._check_senders)
         self._suppressed: Lookup[tuple[OrganizationId, str], bool] = Lookup(db, _check_recipients)
         self._submit: Coalescer[Submission, Accepted | Refused] = Coalescer(
-            self._submit_all, weight=lambda given: len(given.raw)
+            self._submit_all, weight=lambda given: len(given.raw), pace=_PACE
         )
 
     async def log_in(self, client: Client, mechanism: str, initial: bytes | None, ask: auth.Ask) -> str:

@@ -57,6 +57,8 @@ log = Log("remails.outbound")
 
 _MOST_NOTED = 10_000  # beyond that the poll finds them
 _REFRESH = 60.0  # seconds between looks for MTA-STS policies to fetch again
+_PACE = 0.01
+"""Seconds from one batch to the next: what mails share, statements and commits, costs more than what each brings."""
 _LATE = 10.0  # seconds without a turn of a loop that takes one every second
 _MOST_ASKED = 10  # noted messages asked for at once, for each that may be claimed: some may be of a closed destination
 
@@ -87,8 +89,8 @@ class Outbound:
         )
         security.trust(settings.outbound.ca_file)  # what cannot be used is said at the start
         self._destinations = Destinations(settings.outbound, self._room)
-        self._begun: Coalescer[Begun, bool] = Coalescer(self._begin)
-        self._results: Coalescer[tuple[Claim, Result, Blame], None] = Coalescer(self._record)
+        self._begun: Coalescer[Begun, bool] = Coalescer(self._begin, pace=_PACE)
+        self._results: Coalescer[tuple[Claim, Result, Blame], None] = Coalescer(self._record, pace=2 * _PACE)
         dns = resolver.asynchronous(settings.dns)
         self._policies = Policies(db, dns, settings.outbound)
         self._courier = Courier(
@@ -195,10 +197,14 @@ class Outbound:
 
     async def _claim(self, stop: asyncio.Event) -> None:
         """Claim what is noted, then what is due, as far as there is room."""
+        claimed_at = float("-inf")
         while not stop.is_set():
             await self._wake.wait()
+            if (early := claimed_at + _PACE - time.monotonic()) > 0:
+                await asyncio.sleep(early)
             if stop.is_set():
                 break
+            claimed_at = time.monotonic()
             try:
                 self._wake.clear()
                 found = await self._claim_once()
