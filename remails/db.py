@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 import psycopg
 import psycopg.conninfo
 from psycopg.abc import PQGen
-from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
@@ -77,6 +76,7 @@ class Database:
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             self._conninfo,
             connection_class=_Connection,
+            kwargs={"autocommit": True},  # a transaction begins where one is asked for
             min_size=1,
             max_size=settings.connections,
             timeout=settings.wait_timeout,
@@ -115,11 +115,19 @@ class Database:
                 known to be committed then.
             Full: its disk is full (SQLSTATE 53100), and nothing was committed.
         """
+        with self.statements() as conn, conn.transaction():
+            yield conn
+
+    @contextlib.contextmanager
+    def statements(self) -> Iterator[Connection]:
+        """A connection whose every statement is a transaction by itself, for what writes but once: BEGIN and COMMIT are round
+        trips too. What belongs together goes into a `conn.transaction()`. Raises as `transaction` does."""
+        conn: Connection | None = None
         try:
             asked = time.monotonic()
-            with self._connection() as conn:
-                metrics.DATABASE_WAIT.observe(time.monotonic() - asked)
-                yield conn
+            conn = self._taken()
+            metrics.DATABASE_WAIT.observe(time.monotonic() - asked)
+            yield conn
         except (PoolTimeout, PoolClosed, TooManyRequests) as error:
             metrics.DATABASE_UNAVAILABLE.add()
             raise Unavailable(f"database: {error}") from error
@@ -132,22 +140,14 @@ class Database:
             metrics.DATABASE_UNAVAILABLE.add()
             self._reap()
             raise Unavailable(f"database: {_first_line(error)}") from error
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        if not beside.is_here():
-            with self._pool.connection() as conn:
-                yield conn
-            return
-        conn = self._taken()
-        try:
-            with conn:
-                yield conn
         finally:
-            self._pool.putconn(conn)
+            if conn is not None:
+                self._pool.putconn(conn)
 
     def _taken(self) -> Connection:
-        """A connection for who must not block: the one that is free now, or a thread waits for one."""
+        """A connection; where one must not block the one that is free now, or a thread waits for one."""
+        if not beside.is_here():
+            return self._pool.getconn()
         try:
             return self._pool.getconn(_AT_ONCE)
         except PoolTimeout:
@@ -164,20 +164,6 @@ class Database:
                 self._pool.drain()
         finally:
             self._checking.release()
-
-    @contextlib.contextmanager
-    def statements(self) -> Iterator[Connection]:
-        """A connection whose every statement is a transaction by itself, for what writes but once: BEGIN and COMMIT are round
-        trips too. What belongs together goes into a `conn.transaction()`. Raises as `transaction` does."""
-        with self.transaction() as conn:
-            conn.autocommit = True
-            try:
-                yield conn
-            finally:
-                if conn.pgconn.transaction_status == TransactionStatus.IDLE:
-                    conn.autocommit = False
-                else:  # whatever became of it, nobody else is to get it without its transactions
-                    conn.close()
 
     def run(self, fn: Callable[Concatenate[Connection, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a store function in a transaction of its own."""

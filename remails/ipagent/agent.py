@@ -175,10 +175,8 @@ class Agent:
         return host, held + leases.claim(conn, host.id, mine.lease, mine.max_addresses)
 
     def _lease_in_vain(self, conn: Connection) -> tuple[Host, list[Address]]:
-        try:
+        with conn.transaction(force_rollback=True):
             return self._lease(conn)
-        finally:
-            conn.rollback()
 
     # Steps
 

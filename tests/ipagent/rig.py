@@ -71,7 +71,7 @@ class SimulatedDatabase(Database):
             conn.execute("SELECT set_config('simulated.now', %s, true)", [self._rig.timestamp])
             yield conn
             if self.is_cut:
-                conn.rollback()
+                raise psycopg.Rollback
         self._check()
 
     def _check(self) -> None:
