@@ -93,9 +93,8 @@ def db(database: DatabaseSettings) -> Iterator[Database]:
 @pytest.fixture
 def conn(db: Database) -> Iterator[Connection]:
     """A connection in a transaction that is rolled back in the end."""
-    with db.transaction() as connection:
+    with db.transaction() as connection, connection.transaction(force_rollback=True):
         yield connection
-        connection.rollback()
 
 
 @pytest.fixture(scope="session")
