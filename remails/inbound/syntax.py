@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping
 from remails.errors import Refused
 from remails.inbound.intake import too_large
 from remails.mail import dsn
+from remails.mail.patterns import QUOTED, runs
 
-# RFC 5321 §4.1.2. Quantifiers are possessive, so that the time taken grows with the length and no faster.
-_QUOTED = r'"(?:[^"\\]|\\.)*+"'
+# RFC 5321 §4.1.2. There is one way to match, so that the time taken grows with the length and no faster.
 _ROUTE = r"@[^:<>\" ]++:"
+_IN_BRACKETS, _BARE = r"[^<>\"]", r"[^<>\" ]"
 _PATH = re.compile(
-    rf" *+(?:<(?:{_ROUTE})?+(?P<path>(?:{_QUOTED}|[^<>\"])*+)>|(?P<bare>(?:{_QUOTED}|[^<>\" ])++))(?: ++(?P<rest>.*+))?+"
+    rf" *+(?:<(?:{_ROUTE})?(?P<path>{runs(_IN_BRACKETS, QUOTED)})>|(?P<bare>(?:{_BARE}|{QUOTED}){runs(_BARE, QUOTED)}))"
+    rf"(?: ++(?P<rest>.*+))?"
 )
-_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*+)(?:=([^= \x00-\x1f\x7f]++))?+")
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*+)(?:=([^= \x00-\x1f\x7f]++))?")
 
 
 _MAX_LINE = 512  # RFC 5321 §4.5.3.1.4

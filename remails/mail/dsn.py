@@ -9,15 +9,17 @@ They are stored in the form they came in, which is also how the next server want
 import re
 from dataclasses import dataclass
 
+from remails.mail.patterns import runs
+
 MAX_ENVID = 100  # characters, RFC 3461 §4.4
 MAX_ORCPT = 500  # characters, RFC 3461 §4.2
 
 # RFC 3461 §4: printable ASCII without "+" and "=", which are written as "+" and two upper-case hexadecimal digits.
-_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*+")
+_XTEXT = re.compile(runs("[!-*,-<>-~]", r"\+[0-9A-F]{2}"))
 _ENCODED = re.compile(r"\+([0-9A-F]{2})")
 _ADDRESS_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*+")
 # RFC 6533 §3: an address in UTF-8 in the form every server takes, with characters written as \x{20AC}.
-_UTF8_TEXT = re.compile(r"(?:[!-*,-<>-\[\]-~]|\\x\{[0-9A-F]{2,6}\}|\+[0-9A-F]{2})*+")
+_UTF8_TEXT = re.compile(runs(runs(r"[!-*,-<>-\[\]-~]", r"\\x\{[0-9A-F]{2,6}\}"), r"\+[0-9A-F]{2}"))
 _WORDS = ("SUCCESS", "FAILURE", "DELAY")
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from remails.mail import address
+from remails.mail.patterns import QUOTED, runs
 
 # RFC 5322 §2.2, with the blanks before the colon of §4.5. A line that is no field matches without a name.
 _FIELD = re.compile(rb"(?!\Z)((?:([!-9;-~]++)[ \t]*+:)?+[^\n]*+\n?+(?:[ \t][^\n]*+\n?+)*+)")
@@ -116,15 +117,15 @@ def from_base64(encoded: bytes) -> bytes:
 
 # --- addresses ------------------------------------------------------------------------------------------------------
 
-_QUOTED = r'"(?:[^"\\]|\\.)*+"'
-_COMMENT_OR_NOT = re.compile(rf'{_QUOTED}|\\.|[^"\\()]++|.', re.DOTALL)
+_COMMENT_OR_NOT = re.compile(rf'{QUOTED}|\\.|[^"\\()]++|.', re.DOTALL)
 _IN_COMMENT = re.compile(r"\\.|[^\\()]++|.", re.DOTALL)
 # A name in front of <...>: quoted strings and words. More characters than RFC 5322 allows in words, but none of those
 # that make two readers of the same line see different addresses.
+_WORDS, _IN_BRACKETS, _BARE = r'[^"(),<>@\x00-\x08\x0a-\x1f\x7f]', r'[^"<> \t]', r'[^"(),:;<> \t]'
 _MAILBOX = re.compile(
     rf"""[ \t]*(?:
-        (?:[^"(),<>@\x00-\x08\x0a-\x1f\x7f]|{_QUOTED})*+ < [ \t]*(?P<angle>(?:{_QUOTED}|[^"<> \t])*+)[ \t]* >
-        | (?P<bare>(?:{_QUOTED}|[^"(),:;<> \t])++)
+        {runs(_WORDS, QUOTED)} < [ \t]*(?P<angle>{runs(_IN_BRACKETS, QUOTED)})[ \t]* >
+        | (?P<bare>(?:{_BARE}|{QUOTED}){runs(_BARE, QUOTED)})
     )[ \t]*(?:,|\Z)""",
     re.VERBOSE,
 )
@@ -168,7 +169,7 @@ def without_comments(line: str) -> str:
 
 # --- parameters -----------------------------------------------------------------------------------------------------
 
-_PARAMETER = re.compile(rf";\s*+([^\s=;]++)\s*+=\s*+({_QUOTED}|[^\s;]*+)")
+_PARAMETER = re.compile(rf";\s*+([^\s=;]++)\s*+=\s*+({QUOTED}|[^\s;]*+)")
 
 
 def parameters(value: bytes) -> tuple[str, dict[str, str]]:

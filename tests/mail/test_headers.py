@@ -174,3 +174,12 @@ def test_parameters(value: bytes, word: str, given: dict[str, str]) -> None:
 @given(value=st.binary(max_size=100) | st.text("a;=*0\"\\'% ()", max_size=40).map(str.encode))
 def test_parameters_never_raise(value: bytes) -> None:
     headers.parameters(value)
+
+
+@pytest.mark.parametrize(
+    "line", ['"""', '"a" "', 'x@y.example, """<a@b.example>', '"a\\"@b.example', '"a"b"@c.example']
+)
+def test_a_quote_without_its_fellow_is_no_address(line: str) -> None:
+    """Debian 12's Python took these for quoted strings (python/cpython#106052)."""
+    with pytest.raises(address.BadAddress):
+        headers.mailboxes(line.encode())
