@@ -26,7 +26,8 @@ from remails.config import Settings
 
 log = logs.Log("remails.workers")
 
-Main = Callable[[asyncio.Event], Awaitable[None]]
+Main = Callable[[asyncio.Event, int], Awaitable[None]]
+"""A service's `main`: until the event, as the one of the processes with this number, from 0."""
 
 _RESTART_PAUSE = 1.0
 _WATCHDOG = 30.0  # seconds of silence after which a worker is taken for hung, where systemd names no number
@@ -50,7 +51,7 @@ class _Worker:
 def run(name: str, settings: Settings, main: Main, processes: int) -> None:
     """Run an async service in so many processes to its end; in one, without a process that watches."""
     if processes == 1:
-        service.run(name, settings, main)
+        service.run(name, settings, lambda stop: main(stop, 0))
         return
     logs.setup(settings.logs.level)
     _Workers(name, settings, main, processes).run()
@@ -59,7 +60,7 @@ def run(name: str, settings: Settings, main: Main, processes: int) -> None:
 class _Workers:
     def __init__(self, name: str, settings: Settings, main: Main, processes: int) -> None:
         self._name, self._settings, self._main = name, settings, main
-        self._workers = [_Worker(number) for number in range(1, processes + 1)]
+        self._workers = [_Worker(number) for number in range(processes)]
         for worker in self._workers:
             worker.ear.bind("")  # a name in the abstract namespace, chosen by the kernel
             worker.ear.setblocking(False)
@@ -130,7 +131,7 @@ class _Workers:
                 os.environ["WATCHDOG_USEC"] = str(int(self._silence * 1e6))
                 for other in self._workers:
                     other.ear.close()
-                service.run(self._name, self._settings, self._main, self._exporter)
+                service.run(self._name, self._settings, lambda stop: self._main(stop, worker.number), self._exporter)
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1

@@ -85,7 +85,7 @@ def main(settings: Settings) -> None:
             sockets = {name: [sock] for name, sock in _bound(settings.inbound)}
     except ConfigError as error:
         service.fail("inbound", error)
-    workers.run("inbound", settings, lambda stop: serve(settings, stop, sockets), processes)
+    workers.run("inbound", settings, lambda stop, _: serve(settings, stop, sockets), processes)
 
 
 async def serve(settings: Settings, stop: asyncio.Event, passed: Mapping[str, Sequence[socket.socket]]) -> None:

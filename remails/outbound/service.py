@@ -72,9 +72,16 @@ class _Options(TypedDict):
 
 
 class Outbound:
-    """The service: what it holds, what it has claimed, and the loops that feed it."""
+    """The service: what it holds, what it has claimed, and the loops that feed it.
 
-    def __init__(self, settings: Settings, db: Database, publisher: client.Publisher, vault: Vault) -> None:
+    Args:
+        number: which of the host's processes it is, from 0.
+    """
+
+    def __init__(
+        self, settings: Settings, db: Database, publisher: client.Publisher, vault: Vault, number: int = 0
+    ) -> None:
+        self._number = number
         self._settings, self._db, self._publisher = settings, db, publisher
         self._host_id: HostId | None = None
         self._holdings = Holdings()
@@ -180,7 +187,9 @@ class Outbound:
                 return
             match heard.result():
                 case events.Ready(message_ids=ids) if len(self._noted) < _MOST_NOTED:
-                    self._noted.update(dict.fromkeys(MessageId(id_) for id_ in ids))
+                    # Each process hears of all, and takes its share: what another does not take in time the poll finds.
+                    share = (id_ for id_ in ids if id_.int % self._settings.outbound.processes == self._number)
+                    self._noted.update(dict.fromkeys(map(MessageId, share)))
                 case events.AddressesChanged():
                     try:
                         await self._look(subscriber)
@@ -399,7 +408,7 @@ def main(settings: Settings) -> None:
     """Run the service until SIGTERM."""
     settings = _share_of_one(settings)
 
-    async def serve(stop: asyncio.Event) -> None:
+    async def serve(stop: asyncio.Event, number: int) -> None:
         vault = Vault(settings.credential("encryption_keys"))
         db = Database(settings.database, settings.database_password(), "outbound")
         key = settings.bus_client_key()
@@ -408,7 +417,7 @@ def main(settings: Settings) -> None:
         publisher.open()
         db.open()
         try:
-            await Outbound(settings, db, publisher, vault).run(stop, subscriber)
+            await Outbound(settings, db, publisher, vault, number).run(stop, subscriber)
         finally:
             if subscriber is not None:
                 subscriber.close()

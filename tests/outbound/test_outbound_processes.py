@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,11 @@ import pytest
 from inbound.process import toml
 from workbench import Bench
 
-from remails.outbound.service import _share_of_one
+from remails.bus.client import Publisher
+from remails.bus.events import Ready
+from remails.config import Bus
+from remails.outbound.service import Outbound, _share_of_one
+from remails.store import ids
 
 pytestmark = pytest.mark.needs("ps")
 
@@ -63,3 +68,28 @@ def test_the_limits_of_a_host_are_shared(bench: Bench) -> None:
     bench.options.update(processes=3, concurrency=100, connections_per_destination=2)
     ours = _share_of_one(bench.settings()).outbound
     assert (ours.concurrency, ours.connections_per_destination) == (33, 1)
+
+
+def test_processes_share_what_they_hear_of(bench: Bench) -> None:
+    """Each asks the database for its own part: two that ask for the same find it taken, which costs as much."""
+    bench.options.update(processes=3)
+    message_ids = [ids.new() for _ in range(200)]
+
+    async def heard(number: int) -> set[object]:
+        async def notes() -> AsyncIterator[Ready]:
+            yield Ready("192.0.2.1", message_ids)
+            stop.set()
+            yield Ready("192.0.2.1", [])
+
+        stop = asyncio.Event()
+        one = Outbound(bench.settings(), bench.db, Publisher(Bus(), ""), bench.vault, number)
+        await one._listen(stop, notes())  # type: ignore[arg-type]  # as much of a Subscriber as it takes
+        return set(one._noted)
+
+    async def main() -> list[set[object]]:
+        return [await heard(number) for number in range(3)]
+
+    shares = asyncio.run(main())
+    assert all(shares)
+    assert sum(map(len, shares)) == 200
+    assert set[object]().union(*shares) == set(message_ids)
