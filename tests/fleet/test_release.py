@@ -112,8 +112,7 @@ def test_it_holds_all_that_a_host_of_each_debian_needs(built: Built, target: str
 
 
 def test_it_installs_without_an_index(built: Built, tmp_path: Path) -> None:
-    with tarfile.open(built.archive) as tar:
-        tar.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "--extract", "--file", built.archive, "--directory", tmp_path], check=True)
     options = ["--isolated", "--no-index", "--no-deps", "--find-links", str(tmp_path / "wheels")]
     target = ["--target", str(tmp_path / "there"), "--no-compile", "remails", "dkimpy"]
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *options, *target], check=True)
