@@ -2,9 +2,9 @@
 
 Store functions are plain and synchronous and take the connection first; the caller opens the transaction with
 `Database.transaction()`. Async services say `await db.call(queue.claim_due, ...)`: it runs in one of as many
-threads as there are connections, which is also the back-pressure. What is done for every mail runs `beside` the loop instead,
-without a thread: `await db.visit(...)`. A `Coalescer` gathers what arrives while a batch is
-being committed into the next batch: group commit, one fsync for many messages.
+threads as there are connections, which is also the back-pressure. What is done for every mail runs `beside` the loop
+instead, without a thread: `await db.visit(...)`. A `Coalescer` gathers what arrives while a batch is being committed into the
+next batch: group commit, one fsync for many messages.
 
 Every outage of PostgreSQL, whatever its face, becomes `Unavailable` here, so that no layer above knows psycopg.
 """
@@ -188,18 +188,33 @@ class Database:
         await beside.finished()
 
 
+class Pace:
+    """So many seconds from the beginning of one batch to the next: under load a larger batch saves more than it costs in time.
+
+    Whoever comes after a longer pause does not wait.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._next = seconds, float("-inf")
+
+    async def step(self, *, at_once: bool = False) -> None:
+        """Wait until the next batch may begin, and begin it."""
+        if not at_once and (early := self._next - time.monotonic()) > 0:
+            await asyncio.sleep(early)
+        self._next = time.monotonic() + self._seconds
+
+
 class Coalescer(Generic[T, R]):
     """Gathers single items into batches for `fn`, one batch under way at a time.
 
-    The first item is a batch at once. What comes while one is under way, or before its `pace` is over, is the next. Should a batch fail for another reason than
-    an outage, its items are tried one by one, so that one bad item cannot take its neighbours with it.
+    The first item is a batch at once. What comes while one is under way, or before it is time, is the next. Should a batch
+    fail for another reason than an outage, its items are tried one by one, so that one bad item cannot take its neighbours with it.
 
     Args:
         fn: takes a non-empty list, returns a result for each item in order.
         most: largest number of items in a batch.
         weight: size of an item; a batch stops growing beyond `most_weight`.
-        pace: seconds from the start of one batch to the next, unless that one is full. Under load larger batches cost less for
-            each item than they cost in time.
+        pace: seconds from the start of one batch to the next, unless that one is full (see `Pace`).
     """
 
     def __init__(
@@ -212,7 +227,7 @@ class Coalescer(Generic[T, R]):
         pace: float = 0.0,
     ) -> None:
         self._fn, self._most, self._weight, self._most_weight = fn, most, weight, most_weight
-        self._pace, self._began = pace, float("-inf")
+        self._pace = Pace(pace)
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -231,9 +246,7 @@ class Coalescer(Generic[T, R]):
 
     async def _drain(self) -> None:
         while self._waiting:
-            if (early := self._began + self._pace - time.monotonic()) > 0 and len(self._waiting) < self._most:
-                await asyncio.sleep(early)
-            self._began = time.monotonic()
+            await self._pace.step(at_once=len(self._waiting) >= self._most)
             await self._settle(self._take())
 
     def _take(self) -> list[tuple[T, asyncio.Future[R]]]:

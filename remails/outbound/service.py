@@ -34,7 +34,7 @@ import msgspec
 from remails import metrics, resolver, service, workers
 from remails.bus import client, events
 from remails.config import Settings
-from remails.db import Coalescer, Connection, Database
+from remails.db import Coalescer, Connection, Database, Pace
 from remails.errors import Unavailable
 from remails.logs import Log
 from remails.mail import address, mailbox_providers
@@ -206,14 +206,12 @@ class Outbound:
 
     async def _claim(self, stop: asyncio.Event) -> None:
         """Claim what is noted, then what is due, as far as there is room."""
-        claimed_at = float("-inf")
+        pace = Pace(_PACE)
         while not stop.is_set():
             await self._wake.wait()
-            if (early := claimed_at + _PACE - time.monotonic()) > 0:
-                await asyncio.sleep(early)
+            await pace.step()
             if stop.is_set():
                 break
-            claimed_at = time.monotonic()
             try:
                 self._wake.clear()
                 found = await self._claim_once()
