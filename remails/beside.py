@@ -52,8 +52,9 @@ def start(fn: Callable[[], T]) -> "asyncio.Future[T]":
         else:
             if not future.done():
                 future.set_result(value)
-        _under_way.discard(visit)
-        visit.ended.set_result(None)
+        finally:
+            _under_way.discard(visit)
+            visit.ended.set_result(None)
 
     visit = _Visit(body, loop)
     _under_way.add(visit)

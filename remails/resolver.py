@@ -1,14 +1,13 @@
 """The DNS resolver, as set in `[dns]`: synchronous for checks, asynchronous for delivery.
 
-Answers are cached by their TTL in the process, for delivery as they were understood. `Lookup` says how a question ended, since "there is none" and "could not be
-asked" lead to different ends: RFC 5321 §5.1 wants a mail to wait in the second case.
+Answers are cached by their TTL in the process, for delivery as they were understood. `Lookup` says how a question ended, since
+"there is none" and "could not be asked" lead to different ends: RFC 5321 §5.1 wants a mail to wait in the second case.
 """
 
 import ipaddress
 import time
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 from typing import TypeVar
 
 import dns.asyncresolver
@@ -61,9 +60,13 @@ class Asynchronous(dns.asyncresolver.Resolver):
     """A resolver for an event loop that remembers what was found: to find it in the library's cache, and to understand it again,
     takes longer than all else that is done to choose a route."""
 
+    def __init__(self, *, configure: bool) -> None:
+        super().__init__(configure=configure)
+        self._remembered: dict[tuple[str, str], tuple[float, Lookup]] = {}
+
     def known(self, name: str, rdtype: str) -> Lookup | None:
         """What was found of late, if it still holds."""
-        until, lookup = self._remembered.get((name, rdtype), _NEVER)
+        until, lookup = self._remembered.get((name, rdtype), (0.0, None))
         return lookup if until > time.monotonic() else None
 
     def remember(self, name: str, rdtype: str, lookup: Lookup, seconds: float) -> None:
@@ -72,13 +75,6 @@ class Asynchronous(dns.asyncresolver.Resolver):
         if len(self._remembered) >= CACHE_ENTRIES:
             del self._remembered[next(iter(self._remembered))]
         self._remembered[name, rdtype] = time.monotonic() + seconds, lookup
-
-    @cached_property
-    def _remembered(self) -> dict[tuple[str, str], tuple[float, Lookup]]:
-        return {}
-
-
-_NEVER: tuple[float, Lookup | None] = (float("-inf"), None)
 
 
 def synchronous(settings: Dns) -> dns.resolver.Resolver:
