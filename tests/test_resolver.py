@@ -3,6 +3,8 @@
 import asyncio
 
 import dns.message
+import dns.name
+import dns.rdataclass
 import dns.rdatatype
 import dns.resolver
 import pytest
@@ -39,10 +41,12 @@ def test_private_addresses_are_told_apart_behind_translators_too(ip: str, public
 def test_an_answer_is_remembered_as_long_as_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    async def resolve(self: object, name: object, rdtype: str, **_: object) -> dns.resolver.Answer:
+    async def resolve(self: object, name: dns.name.Name, rdtype: str, **_: object) -> dns.resolver.Answer:
         asked.append(str(name))
         text = f"id 1\nopcode QUERY\nrcode NOERROR\nflags QR\n;QUESTION\n{name} IN {rdtype}\n;ANSWER\n{name} {ttl} IN {rdtype} 192.0.2.1"
-        return dns.resolver.Answer(name, dns.rdatatype.from_text(rdtype), 1, dns.message.from_text(text))  # type: ignore[arg-type]
+        response = dns.message.from_text(text)
+        assert isinstance(response, dns.message.QueryMessage)
+        return dns.resolver.Answer(name, dns.rdatatype.from_text(rdtype), dns.rdataclass.IN, response)
 
     monkeypatch.setattr("dns.asyncresolver.Resolver.resolve", resolve)
     ours = resolver.asynchronous(Dns(nameservers=("127.0.0.1:53",)))

@@ -13,8 +13,8 @@ import pytest
 from inbound.process import toml
 from workbench import Bench
 
-from remails.bus.client import Publisher
-from remails.bus.events import Ready
+from remails.bus.client import Publisher, Subscriber
+from remails.bus.events import Event, Gap, Ready
 from remails.config import Bus
 from remails.outbound.service import Outbound, _share_of_one
 from remails.store import ids
@@ -75,15 +75,19 @@ def test_processes_share_what_they_hear_of(bench: Bench) -> None:
     bench.options.update(processes=3)
     message_ids = [ids.new() for _ in range(200)]
 
-    async def heard(number: int) -> set[object]:
-        async def notes() -> AsyncIterator[Ready]:
+    class Notes(Subscriber):
+        def __init__(self, stop: asyncio.Event) -> None:
+            self._stop = stop
+
+        async def __aiter__(self) -> AsyncIterator[Event | Gap]:
             yield Ready("192.0.2.1", message_ids)
-            stop.set()
+            self._stop.set()
             yield Ready("192.0.2.1", [])
 
+    async def heard(number: int) -> set[object]:
         stop = asyncio.Event()
         one = Outbound(bench.settings(), bench.db, Publisher(Bus(), ""), bench.vault, number)
-        await one._listen(stop, notes())  # type: ignore[arg-type]  # as much of a Subscriber as it takes
+        await one._listen(stop, Notes(stop))
         return set(one._noted)
 
     async def main() -> list[set[object]]:
