@@ -295,6 +295,20 @@ class Fleet:
         host.start()
         return host
 
+    @contextlib.contextmanager
+    def lending(self, **releases: str) -> Iterator[list[Host]]:
+        """Hosts by their names and Debian releases, booted; they are gone afterwards."""
+        hosts = [self.add(name, release) for name, release in releases.items()]
+        try:
+            for host in hosts:
+                host.wait()
+            yield hosts
+        finally:
+            for host in hosts:
+                host.kill()
+                del self.hosts[host.name]
+                shutil.rmtree(host.directory)
+
     def _know(self, name: str, release: str, number: int) -> Host:
         self.hosts[name] = Host(
             name=name,

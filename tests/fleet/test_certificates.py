@@ -1,7 +1,6 @@
 """The relay's certificate on hosts: issued by an authority of the world through an edge, and renewed while clients greet every door."""
 
 import re
-import shutil
 import socket
 import ssl
 import sys
@@ -80,16 +79,8 @@ class Fronted(Deployment):
 @pytest.fixture
 def fronted(ground: Fleet, world: World) -> Iterator[Fronted]:
     """Two hosts of its own, which are gone afterwards."""
-    hosts = [ground.add(BACK, "bookworm"), ground.add(FRONT, "trixie")]
-    try:
-        for host in hosts:
-            host.wait()
+    with ground.lending(**{BACK: "bookworm", FRONT: "trixie"}):
         yield Fronted(ground, world)
-    finally:
-        for host in hosts:
-            host.kill()
-            del ground.hosts[host.name]
-            shutil.rmtree(host.directory)
 
 
 class Greetings:

@@ -1,6 +1,5 @@
 """A database of one host becomes a cluster of three, lives with a dead member, and comes back from one that is left. On four hosts."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 
 import pytest
@@ -73,27 +72,15 @@ class Growing(Deployment):
 
     def bare(self, name: str) -> None:
         """A new host in the place of a dead one."""
-        host = self.fleet.hosts[name]
-        for directory in ("upper", "work"):
-            shutil.rmtree(host.directory / directory)
-        host.start()
-        host.wait()
+        self.fleet.hosts[name].lose()
         self.controller.learn_keys()
 
 
 @pytest.fixture
 def growing(ground: Fleet, world: World) -> Iterator[Growing]:
     """Four hosts of its own, which are gone afterwards."""
-    hosts = [ground.add(name, "bookworm") for name in (APP, *DATA)]
-    try:
-        for host in hosts:
-            host.wait()
+    with ground.lending(**dict.fromkeys((APP, *DATA), "bookworm")):
         yield Growing(ground, world)
-    finally:
-        for host in hosts:
-            host.kill()
-            del ground.hosts[host.name]
-            shutil.rmtree(host.directory)
 
 
 def mail(growing: Growing, customer: Customer, name: str) -> None:

@@ -1,7 +1,6 @@
 """`inventory/single` as it is, but for addresses and secrets: one bare host of Debian 13 becomes a whole relay."""
 
 import json
-import shutil
 import socket
 import ssl
 import urllib.error
@@ -60,15 +59,9 @@ class Single(Deployment):
 @pytest.fixture
 def single(ground: Fleet, world: World) -> Iterator[Single]:
     """A host of its own, which is gone afterwards."""
-    host = ground.add(NAME, "trixie")
-    try:
-        host.wait()
+    with ground.lending(**{NAME: "trixie"}) as (host,):
         world.publish_address(host.ip, "relay.example.com")
         yield Single(ground, world)
-    finally:
-        host.kill()
-        del ground.hosts[NAME]
-        shutil.rmtree(host.directory)
 
 
 def test_one_host_is_a_whole_relay(single: Single) -> None:
