@@ -19,7 +19,7 @@ test: .venv/test ## Run the tests; ARGS="-k word" goes to pytest
 	@tests/prepare
 	$(BIN)/pytest -rfEs $(ARGS)
 
-fleet: .venv/test ## Deploy to eleven Debian hosts on this machine and break them (as root); ARGS as for test
+fleet: .venv/test ## Deploy to twelve Debian hosts on this machine and break them (as root); ARGS as for test
 	@tests/prepare
 	REMAILS_FLEET=1 $(BIN)/pytest -rfEs -m fleet tests/fleet $(ARGS)
 
