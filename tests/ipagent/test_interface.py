@@ -150,7 +150,7 @@ def test_an_address_that_others_take_off_is_back_at_once_and_one_that_is_given_u
         watcher = threading.Thread(target=run)
         watcher.start()
         try:
-            _until(lambda: _flushed(nic, lost))
+            _until(lambda: _flushed(fence, lost))
             _until(lambda: IP in nic.present())
             count = len(lost)
             fence.drop(IP)
@@ -161,8 +161,9 @@ def test_an_address_that_others_take_off_is_back_at_once_and_one_that_is_given_u
             watcher.join()
 
 
-def _flushed(nic: Interface, lost: list[str]) -> bool:
-    """Take it off until the watcher, which begins some time, has seen it."""
+def _flushed(fence: Fence, lost: list[str]) -> bool:
+    """Take it off until the watcher has seen it; what went before it watched is gone until somebody puts it back."""
+    fence.put(IP, IP)
     ip("addr", "flush", "dev", "eth0", "to", IP)
     time.sleep(0.05)
     return bool(lost)
