@@ -191,17 +191,32 @@ class Database:
 class Pace:
     """So many seconds from the beginning of one batch to the next: under load a larger batch saves more than it costs in time.
 
-    Whoever comes after a longer pause does not wait.
+    Whoever comes after a longer pause does not wait, nor do those who come again and again but alone: where a wait brought no
+    company, the next batches begin at once.
     """
+
+    _TRIES: ClassVar = 16
+    """How many batches begin at once before a wait is tried again."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._next = seconds, float("-inf")
+        self._at_once = 0
+        self._has_waited = False
 
     async def step(self, *, at_once: bool = False) -> None:
         """Wait until the next batch may begin, and begin it."""
-        if not at_once and (early := self._next - time.monotonic()) > 0:
+        early = self._next - time.monotonic()
+        self._has_waited = early > 0 and not at_once and not self._at_once
+        if self._has_waited:
             await asyncio.sleep(early)
+        elif self._at_once:
+            self._at_once -= 1
         self._next = time.monotonic() + self._seconds
+
+    def found(self, number: int) -> None:
+        """So many were in the batch that began."""
+        if self._has_waited and number <= 1:
+            self._at_once = self._TRIES
 
 
 class Coalescer(Generic[T, R]):
@@ -247,7 +262,9 @@ class Coalescer(Generic[T, R]):
     async def _drain(self) -> None:
         while self._waiting:
             await self._pace.step(at_once=len(self._waiting) >= self._most)
-            await self._settle(self._take())
+            batch = self._take()
+            self._pace.found(len(batch))
+            await self._settle(batch)
 
     def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
         batch: list[tuple[T, asyncio.Future[R]]] = []

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 import socket
@@ -74,6 +75,23 @@ def test_batches_keep_their_pace_and_a_full_one_does_not_wait() -> None:
     (first, _), (full, _), (last, _) = began
     assert full - first < 0.1
     assert last - full >= 0.19
+
+
+def test_who_comes_again_and_again_but_alone_does_not_wait() -> None:
+    began: list[float] = []
+
+    async def fn(items: Sequence[int]) -> list[int]:
+        began.append(time.monotonic())
+        return list(items)
+
+    async def main() -> None:
+        coalescer = Coalescer(fn, pace=0.2)
+        for number in range(12):
+            await coalescer(number)
+
+    asyncio.run(main())
+    waits = [later - earlier for earlier, later in itertools.pairwise(began)]
+    assert [wait for wait in waits if wait >= 0.19] == waits[:1], "the second waits for company, which does not come"
 
 
 def test_one_bad_item_does_not_take_its_neighbours_with_it() -> None:

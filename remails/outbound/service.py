@@ -214,7 +214,7 @@ class Outbound:
                 break
             try:
                 self._wake.clear()
-                found = await self._claim_once()
+                found = await self._claim_once(pace)
                 self._claimed_at = time.monotonic()
             except Unavailable as error:
                 log.warning("cannot claim", reason=error)
@@ -222,7 +222,7 @@ class Outbound:
             if found:
                 self._wake.set()
 
-    async def _claim_once(self) -> bool:
+    async def _claim_once(self, pace: Pace) -> bool:
         """One round; true when there may be more to do at once."""
         outbound = self._settings.outbound
         limit = self._room.next
@@ -240,6 +240,7 @@ class Outbound:
         except Unavailable:
             self._backlog = True
             raise
+        pace.found(len(claims))
         # What was noted and not claimed, for want of room or of time, is found by asking for all that is due.
         self._backlog = self._backlog or len(claims) == limit or (bool(ids) and but.any)
         self._start(claims, bodies)
