@@ -109,9 +109,15 @@ def our_wheel(source: Path, scratch: Path) -> Path:
     for name, file in _files(source, SOURCES).items():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy / name)
-    _pip("wheel", "--no-deps", "--wheel-dir", str(made), str(copy))
+    wheel_of(str(copy), made)
     (wheel,) = made.iterdir()
     return wheel
+
+
+def wheel_of(what: str, folder: Path) -> None:
+    """Build the wheel of a folder or a requirement into `folder`. Raises Failed."""
+    # Debian's pip would run a setup.py by itself, and fail where there is no package "wheel" beside it.
+    _pip("wheel", "--use-pep517", "--no-deps", "--wheel-dir", str(folder), what)
 
 
 def libraries(source: Path, folder: Path, targets: Iterable[str]) -> list[Path]:
@@ -124,7 +130,7 @@ def libraries(source: Path, folder: Path, targets: Iterable[str]) -> list[Path]:
         if not kept.is_dir():
             with _new(kept) as new, tempfile.TemporaryDirectory(dir=folder) as built:
                 for name in [one for one in needed if re.split(r"[^\w.-]", one)[0] in ONLY_AS_SOURCE]:
-                    _pip("wheel", "--no-deps", "--wheel-dir", built, name)
+                    wheel_of(name, Path(built))
                 _pip("download", "--dest", str(new), "--find-links", built, *options, *needed)
         found.update({wheel.name: wheel for wheel in kept.iterdir()})
     return [found[name] for name in sorted(found)]
@@ -209,7 +215,8 @@ def _pip(*arguments: str) -> None:
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603  # ours
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
+        lines = [line.strip() for line in done.stderr.splitlines()]
+        said = [line for line in lines if line.lower().startswith("error:")] or lines
         raise Failed(f"pip {arguments[0]}: {' '.join(said)}")
 
 

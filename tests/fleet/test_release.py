@@ -159,3 +159,19 @@ def test_pip_s_complaint_is_told(built: Built, tmp_path: Path) -> None:
     with pytest.raises(release.Failed, match=r"pip download: .*click"):
         release.build(source, tmp_path / "build", TARGETS)
     assert not list((tmp_path / "build").glob("*.tar"))
+
+
+def test_a_library_of_old_make_becomes_a_wheel_with_nothing_beside_pip(tmp_path: Path) -> None:
+    """As dkimpy: it has a setup.py, and nothing says what builds it. Not even its cache helps pip with a folder."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/setup.py").write_text(
+        "from setuptools import setup\nsetup(name='old', version='1')\n", encoding="utf-8"
+    )
+    release.wheel_of(str(tmp_path / "old"), tmp_path)
+    assert (tmp_path / "old-1-py3-none-any.whl").exists()
+
+
+def test_what_failed_in_a_build_is_told(tmp_path: Path) -> None:
+    (tmp_path / "setup.py").write_text("raise SystemExit('error: no compiler here')\n", encoding="utf-8")
+    with pytest.raises(release.Failed, match="no compiler here"):
+        release.wheel_of(str(tmp_path), tmp_path)
