@@ -14,13 +14,14 @@ import json
 import secrets
 import shlex
 import sys
-import tomllib
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import image
+import yaml
 from click.testing import CliRunner
 from controller import Controller, Run
 from hosts import BYOIP, CLOUD, CONTROL, MX, NETWORK, RESOLVER, Fleet, Host, until
@@ -28,6 +29,7 @@ from load import Load, Rest, Smtp
 from world import World
 
 from remails import cli
+from remails.dev.archive import Record
 
 GROUPS = {
     "api": ["app1", "app2"],
@@ -53,7 +55,6 @@ FRONT = [f"{NETWORK}.101", f"{NETWORK}.102"]
 UNSIGNED = ["test", "com", "net", *(f"{'.'.join(reversed(net.split('.')))}.in-addr.arpa" for net in (NETWORK, BYOIP))]
 
 FAKE = Path(__file__).parents[1] / "fakes/upcloud.py"
-CLUSTER_SECRET = "known to the members of the fleet's database only"
 CLOUD_PORT, ZONE, TOKEN = 8080, "nl-ams1", "ucat_of_the_fleet"
 
 COPIES = "/srv/copies"
@@ -86,6 +87,7 @@ class Deployment:
     """An installation on the fleet.
 
     Attributes:
+        secrets: the inventory's file of them, as for ansible-vault.
         took: seconds from bare hosts to ready addresses; None on a fleet that was kept.
     """
 
@@ -95,6 +97,7 @@ class Deployment:
         self.fleet, self.world = fleet, world
         for address in FRONT:
             fleet.share(address, *(fleet.hosts[name] for name in GROUPS["edge"]))
+        self.secrets = fleet.directory / "vault.yml"
         self.controller = Controller(fleet, GROUPS, self.variables())
         for ip in PREFERRED:
             world.publish_address(ip, ptr_name(ip))
@@ -114,27 +117,25 @@ class Deployment:
         file.write_text(json.dumps(told), encoding="utf-8")
         self.fleet.serve("world", [sys.executable, str(FAKE), f"{CLOUD}:{CLOUD_PORT}", self.fleet.name, str(file)])
 
+    def keys(self, *words: str) -> None:
+        """Have `remails keys` write the file of secrets or change it."""
+        done = CliRunner().invoke(cli.main, ["keys", *words, str(self.secrets)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+
     def variables(self) -> dict[str, Any]:
-        """What the inventory says beside who is what; the secrets are the same as long as the fleet lives."""
-        credentials = self.fleet.directory / "credentials"
-        if not credentials.exists():
-            done = CliRunner().invoke(cli.main, ["keys", "new", str(credentials)], catch_exceptions=False)
-            (credentials / "database_password").write_text(secrets.token_hex(24), encoding="ascii")
-            (credentials / "settings").write_text(done.output, encoding="ascii")
+        """What the inventory says beside who is what, and its secrets, which are the same as long as the fleet lives."""
+        if not self.secrets.exists():
+            self.keys("vault")
         place = self.fleet.hosts["place1"]
-        bus = tomllib.loads((credentials / "settings").read_text(encoding="ascii"))["bus"]
-        files = [path for path in credentials.iterdir() if path.name != "settings"]
         return {
             "firewall_control": [CONTROL],
             "postgresql_memory": 1024,
-            "postgresql_cluster_secret": CLUSTER_SECRET,
             "postgresql_reserve": 512,  # of a disk that is not theirs alone
             "postgresql_ballast": 16,
             "resolver_forward": [RESOLVER],  # the fleet has a DNS of its own, which nobody signs
             "resolver_unsigned": UNSIGNED,
             "remails_hostname": "relay.test",
-            **{f"remails_bus_{key}": value for key, value in bus.items()},
-            **{f"remails_{path.name}": path.read_text(encoding="ascii").strip() for path in files},
+            **yaml.safe_load(self.secrets.read_text(encoding="utf-8")),
             "remails_provider_token": TOKEN,
             "edge_addresses": FRONT,
             # Alerts go straight to the mailbox of the world.
@@ -152,8 +153,6 @@ class Deployment:
                     "server_ref": "{{ inventory_hostname }}",
                 },
             },
-            "backups_cipher_pass": bus["server_public_key"],  # no secret of ours is one here
-            "backups_independent_password": bus["server_public_key"],
             "backups_independent_repository": f"sftp:keeper@{place.ip}:{COPIES}/remails",
             "backups_independent_ssh_key": image.key().read_text(encoding="utf-8"),
             "backups_independent_host_keys": f"{place.ip} {place.run('cat /etc/ssh/ssh_host_ed25519_key.pub')}",
@@ -333,6 +332,10 @@ class Deployment:
     def arrived(self, subject: str) -> list[str]:
         """The subjects that begin so of what the receivers have got."""
         return [record.subject for record in self.world.mails(subject)]
+
+    def paged(self, alert: str, since: datetime, limit: float = 300) -> list[Record]:
+        """The mails since then by which whoever is on call is told of an alert, like "HostDead out3"; waits for one."""
+        return until(lambda: self.world.mails(f"page: {alert}", since), limit, f"a mail that tells of {alert}")
 
     def doubled(self, stream: Load, limit: float = 300) -> set[str]:
         """What has arrived more than once of a stream, when all that waited has."""

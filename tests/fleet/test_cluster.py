@@ -110,6 +110,29 @@ def test_a_dead_member_is_replaced_by_a_bare_host(deployment: Deployment, custom
     deployment.site().ok()  # what else belongs on it
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("dead", ["data1", "data2"])
+def test_playbooks_go_on_around_a_dead_host(deployment: Deployment, customers: dict[str, Customer], dead: str) -> None:
+    """The first of the group, whom others are asked through, and another one."""
+    deployment.cluster_whole()
+    if deployment.leader() == dead:
+        deployment.controller.playbook("playbooks/switchover.yml").ok()
+    with mail(deployment, customers, f"without {dead}"):
+        host = deployment.fleet.hosts[dead]
+        host.kill()
+        until(lambda: len(deployment.members()) == len(GROUPS["database"]) - 1, 60, "the dead member to be given up")
+        until(lambda: "Sync Standby" in {one["Role"] for one in deployment.members().values()}, 60, "a standby")
+        standby = one_of(deployment, "Sync Standby")
+        deployment.controller.playbook("playbooks/switchover.yml").ok()
+        assert deployment.leader() == standby
+        changed = deployment.controller.playbook("playbooks/site.yml", "--limit", f"!{dead}").ok().changed
+        assert changed == dict.fromkeys(deployment.hosts.keys() - {dead}, 0)
+        host.start()
+        host.wait()
+        deployment.cluster_whole()
+    assert deployment.site().ok().changed == dict.fromkeys(deployment.hosts, 0)
+
+
 def test_etcd_without_a_majority_stops_nobody(deployment: Deployment, customers: dict[str, Customer]) -> None:
     """As long as the members hear each other, the one that leads goes on (`failsafe_mode`)."""
     others = [deployment.fleet.hosts[name] for name in GROUPS["database"] if name != deployment.leader()]

@@ -4,14 +4,11 @@ import json
 import urllib.parse
 import urllib.request
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import pytest
 from deployment import GROUPS, Deployment
 from hosts import Fleet, until
-
-from remails.dev.archive import Record
 
 pytestmark = [pytest.mark.fleet, pytest.mark.long, pytest.mark.timeout(900)]
 WATCH = "watch1"
@@ -85,22 +82,10 @@ def test_a_dead_host_is_told_once_by_mail_that_does_not_pass_the_relay(
     watch = deployment.fleet.hosts[WATCH].ip
     since = datetime.now(UTC)
     host.kill()
-    _arrives(deployment, "page: HostDead out3", watch, since)
+    assert {record.peer_ip for record in deployment.paged("HostDead out3", since)} == {watch}
     assert "HostDead out3" in prometheus.firing()
     until(lambda: "ServiceDown out3" in prometheus.firing(), 120, "its services to be noticed too")
-    assert not _told(deployment, "page: ServiceDown out3", since), "what is on a dead host goes without saying"
+    assert not deployment.world.mails("page: ServiceDown out3", since), "what is on a dead host goes without saying"
     host.start()
     host.wait()
     until(lambda: "HostDead out3" not in prometheus.firing(), 90, "the alert to be over")
-
-
-def _arrives(deployment: Deployment, subject: str, ip: str, since: datetime) -> None:
-    """A mail of this subject, straight from this address."""
-    mails = partial(_told, deployment, subject, since)
-    until(mails, 300, f"a mail {subject!r}")
-    assert {record.peer_ip for record in mails()} == {ip}
-
-
-def _told(deployment: Deployment, subject: str, since: datetime) -> list[Record]:
-    """The mails of this subject since then."""
-    return [record for record in deployment.world.mails(subject) if record.received_at > since]

@@ -9,6 +9,7 @@ import collections
 import ipaddress
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import hosts
@@ -18,6 +19,7 @@ from remails.dev import archive, dns, world
 
 NAME = "mx.world.test"
 READY = "ready"
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class FileZone:
@@ -68,12 +70,12 @@ class World:
         new.write_text(json.dumps(records), encoding="utf-8")
         new.replace(self._zone)
 
-    def mails(self, subject: str = "") -> list[archive.Record]:
-        """What the mailbox has received whose subject begins so, oldest first."""
+    def mails(self, subject: str = "", since: datetime = LONG_AGO) -> list[archive.Record]:
+        """What the mailbox has received since then whose subject begins so, oldest first."""
         for path in sorted((self.directory / "mails").glob("*.json")):
             if path.name not in self._mails:
                 self._mails[path.name] = msgspec.json.decode(path.read_bytes(), type=archive.Record)
-        return [record for record in self._mails.values() if record.subject.startswith(subject)]
+        return [one for one in self._mails.values() if one.subject.startswith(subject) and one.received_at > since]
 
     def settled(self) -> bool:
         """Whether it has looked at all that it took: only then it is among its mails."""
