@@ -20,13 +20,10 @@ RATE = 50
 OUTBOUND_METRICS = 9472
 
 
-def current(deployment: Deployment) -> dict[str, str]:
+def current(deployment: Deployment, link: str = "current") -> dict[str, str]:
     """The release of each host."""
-    return {name: _link(deployment, name, "current") for name in HOSTS}
-
-
-def _link(deployment: Deployment, name: str, link: str) -> str:
-    return deployment.fleet.hosts[name].run(f"basename $(readlink /opt/remails/{link})").strip()
+    ask = f"basename $(readlink /opt/remails/{link})"
+    return {name: deployment.fleet.hosts[name].run(ask).strip() for name in HOSTS}
 
 
 def started(deployment: Deployment) -> dict[str, str]:
@@ -75,6 +72,7 @@ def test_a_new_version_is_deployed_under_load_and_rolled_back(
     after = current(deployment)
     assert len(set(after.values())) == 1 and next(iter(after.values())).startswith("9.")
     for stream in (smtp, rest):
+        print(f"{stream.name}: {len(stream.attempts)} attempts, {dict(stream.reasons())}", file=sys.__stderr__)
         assert dict(stream.reasons()) == {}  # no client saw anything of it
         check(deployment, stream, 120 + len(stream.attempts) / 20)
     assert min(len(smtp.attempts), len(rest.attempts)) > RATE * 20
@@ -94,7 +92,7 @@ def _has_version(deployment: Deployment, name: str, prefix: str) -> bool:
 
 
 def test_a_broken_version_stops_at_the_first_host_which_goes_back(deployment: Deployment, checkout: Path) -> None:
-    before, since = current(deployment), started(deployment)
+    before, previous, since = current(deployment), current(deployment, "previous"), started(deployment)
     change(checkout / "remails/inbound/service.py", "        server.listen(passed)\n", "        raise SystemExit(1)\n")
     run = deployment.controller.playbook("playbooks/deploy.yml")
     assert run.status != 0
@@ -103,8 +101,23 @@ def test_a_broken_version_stops_at_the_first_host_which_goes_back(deployment: De
     assert f"{failed} did not get ready with release" in run.output
     assert f"It runs {before[failed]} again" in " ".join(run.output.split())
     assert current(deployment) == before
+    assert current(deployment, "previous") == previous  # rollback.yml would do what it would have done
     assert {name for name, text in started(deployment).items() if text != since[name]} == {failed}
     deployment.remails("ready", host=failed)
+
+
+def test_hosts_go_back_to_one_release(deployment: Deployment) -> None:
+    """A deployment that ended half way leaves hosts that have had different ones."""
+    before, host = current(deployment), deployment.fleet.hosts["app2"]
+    link = host.run("readlink /opt/remails/previous").strip()
+    host.run("ln -sfn $(readlink /opt/remails/current) /opt/remails/previous")
+    try:
+        run = deployment.controller.playbook("playbooks/rollback.yml")
+        assert run.status != 0
+        assert "Not every host has had the same release before" in " ".join(run.output.split())
+        assert current(deployment) == before
+    finally:
+        host.run(f"ln -sfn {link} /opt/remails/previous")
 
 
 def test_a_host_is_emptied_and_brought_back(deployment: Deployment, customers: dict[str, Customer]) -> None:
