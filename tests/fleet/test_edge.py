@@ -121,6 +121,15 @@ def test_an_edge_is_emptied_and_brought_back(deployment: Deployment, customers: 
     until(lambda: holders(deployment) == PREFERRED, 30, "the address to come back")
 
 
+def test_an_edge_that_has_booted_loads_its_certificates_once(deployment: Deployment) -> None:
+    """A reload closes connections that clients keep, so there is none without a reason."""
+    host = deployment.fleet.hosts[GROUPS["edge"][1]]
+    host.reboot()
+    host.run("systemctl start remails-certificates.service")
+    assert "Reloading" not in host.run("journalctl --boot --unit haproxy.service --output cat --no-pager")
+    until(lambda: holders(deployment) == PREFERRED, 30, "the address to come back")
+
+
 def test_an_edge_that_cannot_be_asked_ends_a_deployment_in_words(deployment: Deployment) -> None:
     """Before anything is restarted; and it can be gone on without."""
     dead, host = GROUPS["edge"][1], GROUPS["api"][0]
