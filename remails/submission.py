@@ -21,7 +21,7 @@ from remails.config import Mail
 from remails.db import Connection, Database
 from remails.errors import Refused
 from remails.mail import address, dsn, idempotency, message
-from remails.store import holds, messages, queue, senders, sources, suppressions, usage
+from remails.store import holds, messages, queue, senders, sources, usage
 from remails.store import idempotency as kept_keys
 from remails.store.idempotency import Kept
 from remails.store.ids import ApiKeyId, MessageId, OrganizationId, PoolId, ProjectId, SmtpCredentialId
@@ -138,7 +138,7 @@ def submit(
     started = time.monotonic()
     outcomes: list[_Outcome] = [_prepare(given, settings, now) for given in submissions]
     with db.statements() as conn:
-        known = senders.look_up(conn, {one for mail in _mails(outcomes) for one in _domains(mail)})
+        known = _look_up(conn, _mails(outcomes))
         outcomes = _check_projects(known, outcomes)
         outcomes = _find_repeated(conn, outcomes)
         outcomes = _each(outcomes, _check_room, "room")
@@ -147,7 +147,7 @@ def submit(
             outcomes, drawn = _check_rates(conn, outcomes, throttle)
             outcomes = _check_quotas(conn, outcomes)
             outcomes = _take_keys(conn, outcomes)
-            stored = _store(conn, settings, _mails(outcomes))
+            stored = _store(conn, settings, known, _mails(outcomes))
     throttle.keep(drawn)
     metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
     for mail in _mails(outcomes):
@@ -160,6 +160,13 @@ def submit(
         else outcome
         for outcome in outcomes
     ]
+
+
+def _look_up(conn: Connection, mails: Sequence[_Mail]) -> senders.Known:
+    recipients = {
+        (mail.given.sender.organization_id, recipient.key) for mail in mails for recipient in mail.given.recipients
+    }
+    return senders.look_up(conn, {one for mail in mails for one in _domains(mail)}, recipients)
 
 
 def _writes_once(mails: Sequence[_Mail]) -> bool:
@@ -412,15 +419,10 @@ def _within_quota(project: senders.Project, used: int) -> None:
         raise Refused(452, "4.7.1", text, status=429, retry_after=until)
 
 
-def _store(conn: Connection, settings: Mail, mails: Sequence[_Mail]) -> list[messages.NewMessage]:
+def _store(conn: Connection, settings: Mail, known: senders.Known, mails: Sequence[_Mail]) -> list[messages.NewMessage]:
     if not mails:
         return []
-    pools = sources.in_pools(conn, list({mail.pool_id for mail in mails if mail.pool_id is not None}))
-    suppressed = suppressions.active_among(
-        conn,
-        [(mail.given.sender.organization_id, recipient.key) for mail in mails for recipient in mail.given.recipients],
-    )
-    stored = [_new_message(mail, settings, pools, suppressed) for mail in mails]
+    stored = [_new_message(mail, settings, known) for mail in mails]
     messages.insert_many(conn, stored)
     held = {new.id: one.cause for new in stored for one in new.deliveries if one.status == "held"}
     if held:
@@ -435,25 +437,20 @@ def _expires_at(mail: _Mail, settings: Mail) -> datetime:
     return mail.at + timedelta(seconds=min(limit for limit in limits if limit))
 
 
-def _new_message(
-    mail: _Mail,
-    settings: Mail,
-    pools: dict[PoolId, list[sources.Candidate]],
-    suppressed: dict[tuple[OrganizationId, str], str],
-) -> messages.NewMessage:
+def _new_message(mail: _Mail, settings: Mail, known: senders.Known) -> messages.NewMessage:
     given, prepared, sender = mail.given, mail.prepared, mail.given.sender
     assert mail.domain is not None
     assert mail.pool_id is not None
     assert mail.project is not None
     waiting = _waiting(mail.project, mail.domain)
-    candidates = pools.get(mail.pool_id, [])
+    candidates = known.pools.get(mail.pool_id, [])
 
     def delivery(recipient: address.Address) -> messages.NewDelivery:
         # The same project reaches the same domain from the same address: greylisting and reputation want it so.
         source = sources.choose(candidates, sources.key(sender.project_id, recipient.domain))
         asked = given.asked_of.get(recipient, dsn.NOT_ASKED)
         status, held_for, cause = waiting
-        reason = suppressed.get((sender.organization_id, recipient.key))
+        reason = known.suppressed.get((sender.organization_id, recipient.key))
         if reason is not None:
             status, held_for = "suppressed", None
             cause = "The address is on the suppression list" + (f": {reason}" if reason else ".")
