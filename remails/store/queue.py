@@ -310,7 +310,8 @@ def interrupted(conn: Connection, delivery_ids: Sequence[DeliveryId]) -> None:
 def record_many(conn: Connection, results: Sequence[Result], host: str | None = None) -> set[DeliveryId]:
     """Record results and their timeline, made on `host`; returns the deliveries that were still ours to decide.
 
-    The timeline gets every entry: what a late worker did happened all the same.
+    The timeline gets every entry: what a late worker did happened all the same. Only of a message that was deleted meanwhile,
+    with its organization or project, nothing is kept.
     """
     with conn.cursor(row_factory=scalar_row) as cursor:
         rows = cursor.execute(
@@ -325,7 +326,7 @@ def record_many(conn: Connection, results: Sequence[Result], host: str | None = 
                     milliseconds, cause, tls_policy, tls_verified, tls_note, servers, host)
                 SELECT message_id, delivery_id, kind, text, code, enhanced, source, mx_host, mx_ip, tls,
                     milliseconds, cause, tls_policy, tls_verified, tls_note, servers::jsonb, %s::text
-                FROM result),
+                FROM result r WHERE EXISTS (SELECT FROM deliveries d WHERE d.id = r.delivery_id)),
             late AS (
                 INSERT INTO timeline (message_id, delivery_id, kind, text, cause)
                 SELECT r.message_id, r.delivery_id, 'delayed', r.text, r.cause

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import LiteralString
 
 import pytest
 from seed import Tenant
@@ -10,7 +11,7 @@ from remails import submission
 from remails.bus.client import Publisher
 from remails.config import Bus, Mail
 from remails.db import Connection, Database
-from remails.store import holds, messages, queue
+from remails.store import holds, messages, projects, queue
 from remails.store.ids import DeliveryId, HostId, MessageId, OrganizationId, new
 from remails.store.queue import Claim, Result
 
@@ -82,6 +83,26 @@ def test_a_renewed_lease_does_not_come_due(db: Database, tenant: Tenant) -> None
     assert db.run(queue.renew, [(claimed.id, claimed.claim_epoch)], 60) == {claimed.id}
     assert claim(db, tenant) == []
     assert db.run(queue.renew, [(claimed.id, claimed.claim_epoch + 1)], 60) == set()
+
+
+def test_a_message_that_is_deleted_leaves_nothing_whoever_comes_late(db: Database, tenant: Tenant) -> None:
+    kept = submit(db, tenant, "a@example.org")
+    gone = submit(db, tenant, "a@example.net", "b@example.net")
+    claims = {c.recipient: c for c in claim(db, tenant)}
+    db.run(queue.record_many, [result(claims["a@example.net"])])
+    db.run(lambda conn: conn.execute("DELETE FROM messages WHERE id = %s", [gone]))
+    late = [result(claims["b@example.net"]), result(claims["a@example.org"])]
+    assert db.run(queue.record_many, late) == {claims["a@example.org"].id}
+    assert begin(db, claims["b@example.net"]) == set()
+    for table in ("message_bodies", "deliveries", "timeline"):
+        assert of_messages(db, table) == {kept}
+    assert db.run(projects.remove, tenant.organization_id, tenant.project_id)
+    for table in ("message_bodies", "deliveries", "timeline"):
+        assert of_messages(db, table) == set()
+
+
+def of_messages(db: Database, table: LiteralString) -> set[MessageId]:
+    return {id_ for (id_,) in db.run(lambda conn: conn.execute(f"SELECT message_id FROM {table}").fetchall())}
 
 
 def test_a_late_failure_does_not_overwrite_the_later_worker(db: Database, tenant: Tenant) -> None:
