@@ -35,7 +35,7 @@ from remails.outbound.sts import Pending
 from remails.outbound.transport import Envelope, Place
 from remails.store import sources
 from remails.store.ids import DomainId
-from remails.store.queue import Begun, Claim, Result
+from remails.store.queue import SMALL, Begun, Claim, Result
 
 log = Log("remails.outbound")
 
@@ -52,8 +52,6 @@ _KIND = {
     Outcome.FAILED: ("failed", "failed"),
     Outcome.AMBIGUOUS: ("reattempt", "ambiguous"),
 }
-SMALL = 64 * 1024
-"""Bytes; larger messages are loaded only when it is their turn."""
 
 
 class Signer(Protocol):

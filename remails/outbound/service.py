@@ -40,7 +40,7 @@ from remails.logs import Log
 from remails.mail import address, mailbox_providers
 from remails.mail.bounce import Blame
 from remails.outbound import security
-from remails.outbound.delivery import SMALL, Courier
+from remails.outbound.delivery import Courier
 from remails.outbound.destinations import Destinations
 from remails.outbound.holdings import Holdings
 from remails.outbound.room import Room
@@ -249,16 +249,17 @@ class Outbound:
     def _take(
         self, host_id: HostId, sources: Sequence[str], ids: Sequence[MessageId], options: "_Options"
     ) -> tuple[list[Claim], dict[MessageId, bytes]]:
-        """Claim what is due of these messages, or of all where there are none; with the small ones' bodies, in the same visit."""
+        """Claim what is due of these messages, or of all where there are none; with the small ones' bodies."""
         if ids:
             claims = self._db.run(queue.claim_messages, host_id, sources, ids, **options)
         else:
             claims = self._db.run(queue.claim_due, host_id, sources, **options)
-        small = {claim.message_id for claim in claims if claim.size <= SMALL}
+        small = {claim.message_id for claim in claims if claim.raw is None and claim.size <= queue.SMALL}
+        bodies = {claim.message_id: claim.raw for claim in claims if claim.raw is not None}
         try:
-            return claims, self._db.run(queue.bodies, list(small)) if small else {}
+            return claims, bodies | (self._db.run(queue.bodies, list(small)) if small else {})
         except Unavailable:
-            return claims, {}  # they are ours, and each will ask for itself
+            return claims, bodies  # they are ours, and each will ask for itself
 
     def _on_room(self) -> None:
         self._backlog = True

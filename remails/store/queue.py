@@ -58,6 +58,8 @@ class Claim:
     dsn_orcpt: str | None
     claimed_at: datetime
     """By the database's clock."""
+    raw: bytes | None = field(repr=False)
+    """The message, where it is small and has no other recipient: most need no other round trip for it."""
     _since: float = field(default_factory=time.monotonic, repr=False, compare=False)
 
     def now(self) -> datetime:
@@ -143,8 +145,13 @@ RETURNING d.id, d.message_id, d.organization_id, m.project_id, m.domain_id, m.po
         SELECT t.mx_host FROM timeline t
         WHERE t.message_id = d.message_id AND t.delivery_id = d.id AND t.kind = 'ambiguous' AND t.mx_host IS NOT NULL
         GROUP BY t.mx_host HAVING count(*) >= 3) END AS avoided,
-    m.dsn_ret, m.dsn_envid, d.dsn_notify, d.dsn_orcpt, clock_timestamp() AS claimed_at
+    m.dsn_ret, m.dsn_envid, d.dsn_notify, d.dsn_orcpt, clock_timestamp() AS claimed_at,
+    CASE WHEN m.recipients = 1 AND m.size <= %(small)s
+        THEN (SELECT b.raw FROM message_bodies b WHERE b.message_id = m.id) END AS raw
 """
+
+SMALL = 64 * 1024
+"""Bytes of a message that comes along with its claim, or is loaded with those of others; a larger one is loaded when it is its turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +254,11 @@ def _claim(
     but: But,
     message_ids: Sequence[MessageId],
 ) -> list[Claim]:
-    with conn.cursor(row_factory=class_row(Claim)) as cursor:
+    with conn.cursor(row_factory=class_row(Claim), binary=True) as cursor:
         return cursor.execute(
             due + _CLAIM,
             {
+                "small": SMALL,
                 "sources": list(sources),
                 "host_id": host_id,
                 "lease": timedelta(seconds=lease),
