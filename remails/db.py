@@ -246,13 +246,13 @@ class Coalescer(Generic[T, R]):
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    async def __call__(self, item: T) -> R:
-        """Hand in one item and wait for its result."""
+    def __call__(self, item: T) -> "asyncio.Future[R]":
+        """Hand in one item; the future has its result."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
-        return await future
+        return future
 
     async def flush(self) -> None:
         """Wait until nothing is waiting any more."""

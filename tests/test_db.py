@@ -132,8 +132,8 @@ def test_a_cancelled_waiter_does_not_disturb_the_batch() -> None:
 
     async def main() -> int:
         coalescer = Coalescer(fn)
-        gone = asyncio.create_task(coalescer(1))
-        stays = asyncio.create_task(coalescer(2))
+        gone = coalescer(1)
+        stays = coalescer(2)
         await asyncio.sleep(0)
         gone.cancel()
         return await stays

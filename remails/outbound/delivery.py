@@ -42,7 +42,7 @@ log = Log("remails.outbound")
 T = TypeVar("T")
 
 Load = Callable[[Claim], Awaitable[bytes | None]]
-Begin = Callable[[Begun], Awaitable[bool]]
+Begin = Callable[[Begun], asyncio.Future[bool]]
 Record = Callable[[tuple[Claim, Result, Blame]], Awaitable[None]]
 Release = Callable[[Sequence[Claim], float, str | None], Awaitable[None]]
 
@@ -282,9 +282,12 @@ class Courier:
         return recording, [tried.answer for tried in tries.values()]
 
     def _envelope(self, claims: Sequence[Claim], target: Target, message: _Message, wire: bytes) -> Envelope:
-        async def begin(accepted: Sequence[str]) -> bool:
-            begun = [Begun(c.id, c.claim_epoch, target.host, target.ip) for c in claims if c.recipient in accepted]
-            return all(await _all([self._begin(one) for one in begun]))
+        def begin(recipients: Sequence[str]) -> dict[str, asyncio.Future[bool]]:
+            return {
+                claim.recipient: self._begin(Begun(claim.id, claim.claim_epoch, target.host, target.ip))
+                for claim in claims
+                if claim.recipient in recipients
+            }
 
         first, recipients = claims[0], [claim.recipient for claim in claims]
         return Envelope(

@@ -34,6 +34,8 @@ from remails.outbound.route import Target
 from remails.outbound.security import Secured, Security, Trust, presented, server_name, trust
 
 _BLOCK = 256 * 1024
+_FRESH = 1.0
+"""Seconds from asking whether a message is still ours to send to the first octet of it: far less than a lease."""
 _LAST_WORD = 2.0  # seconds for the answer to QUIT, and for the end of TLS
 
 
@@ -49,8 +51,8 @@ class Envelope:
     seven_bit: Callable[[], Awaitable[bytes | None]]
     """The same message in seven bits, signed anew, for a server without 8BITMIME; None when that cannot be."""
     smtputf8: bool
-    begin: Callable[[Sequence[str]], Awaitable[bool]]
-    """Notes durably that the message may be on its way to these; false when it is no longer ours to send."""
+    begin: Callable[[Sequence[str]], Mapping[str, asyncio.Future[bool]]]
+    """Notes durably that the message may be on its way to these; false for whom it is no longer ours to send."""
     asked: dsn.Asked = dsn.NOTHING
     """What the sender wants to be told; passed on to a server that offers DSN."""
     asked_of: Mapping[str, dsn.AskedOf] = field(default_factory=dict)
@@ -314,16 +316,21 @@ class Session:
 
     async def _transact(self, envelope: Envelope, recipients: Sequence[str], *, reset: bool) -> _Transaction:
         transaction = _Transaction()
+        begun: Mapping[str, asyncio.Future[bool]] = {}
+        asked_at = time.monotonic()
         try:
             wire = await self._fit(envelope)
             mail = f"MAIL {self._mail(envelope, wire)}"
             rcpt = {recipient: f"RCPT {self._rcpt(envelope, recipient)}" for recipient in recipients}
             if "pipelining" in self._extensions:
+                begun = _begin(envelope, recipients)  # meanwhile: no connection is held for our database
                 await self._pipelined(mail, rcpt, transaction, reset=reset)
             else:
                 await self._step_by_step(mail, rcpt, transaction, reset=reset)
             if transaction.accepted:
-                await self._begin(envelope, transaction.accepted)
+                if not begun or time.monotonic() - asked_at > _FRESH:
+                    begun = _begin(envelope, transaction.accepted)
+                await self._ours([begun[recipient] for recipient in transaction.accepted])
                 answer = await self._body(wire)
                 transaction.replies.update(dict.fromkeys(transaction.accepted, answer))
         except Broken as broken:
@@ -429,12 +436,12 @@ class Session:
     async def _next(self) -> tuple[int, str]:
         return await self._protocol.read_response(self._settings.command_timeout)
 
-    async def _begin(self, envelope: Envelope, recipients: Sequence[str]) -> None:
-        """Ask whether the message may be sent. Raises Broken: nothing was, and the server waits for it in vain."""
+    async def _ours(self, begun: Sequence[asyncio.Future[bool]]) -> None:
+        """Whether the message may be sent. Raises Broken: nothing was, and the server waits for it in vain."""
         is_ours = False
         try:
             with _outage():
-                is_ours = await envelope.begin(recipients)
+                is_ours = all([await one for one in begun])
             if not is_ours:
                 raise Broken(
                     Reply(Phase.LOCAL, 451, "4.3.0", "another worker has taken the message over, nothing was sent")
@@ -477,6 +484,19 @@ class Session:
                 code, text = await self._protocol.read_response(_LAST_WORD)
             return reply.of(Phase.DATA, code, text)
         return None
+
+
+def _begin(envelope: Envelope, recipients: Sequence[str]) -> Mapping[str, asyncio.Future[bool]]:
+    begun = envelope.begin(recipients)
+    for note in begun.values():
+        note.add_done_callback(_heard)
+    return begun
+
+
+def _heard(note: asyncio.Future[bool]) -> None:
+    """Nobody waits for it any more when the envelope was refused; asyncio wants each error to be looked at."""
+    if not note.cancelled():
+        note.exception()
 
 
 def _expect(digit: int, phase: Phase, code: int, text: str) -> None:

@@ -5,8 +5,8 @@ owner died simply comes due again, and a result is only recorded under the epoch
 cannot overwrite what a later one did. The one exception is "delivered", which is true whoever says it, and which fences off
 whoever has the claim by then.
 
-Just before a message's first octet is sent its delivery is marked as begun (`begin`), which is refused when the claim is no longer ours. A
-result takes the mark away. A claim that finds it knows that a worker died over it: the timeline then says "ambiguous".
+Before a message's first octet is sent, while the server answers its envelope, its delivery is marked as begun (`begin`), which is refused when
+the claim is no longer ours, or has a result. A result takes the mark away. A claim that finds it knows that a worker died over it: the timeline then says "ambiguous".
 
 Claims take lists of addresses or messages and results go in by the list: no work per delivery that could be per batch. A list goes in as
 one parameter of JSON: as an array for each column it would take both sides far longer.
@@ -290,6 +290,7 @@ def begin(conn: Connection, begun: Sequence[Begun]) -> set[DeliveryId]:
             UPDATE deliveries d SET begun_at = clock_timestamp(), mx_host = b.mx_host, mx_ip = b.mx_ip
             FROM json_to_recordset(%s) AS b (delivery_id bigint, claim_epoch int, mx_host text, mx_ip inet)
             WHERE d.id = b.delivery_id AND d.claim_epoch = b.claim_epoch AND d.status IN ('accepted', 'reattempt')
+                AND d.claimed_by IS NOT NULL
             RETURNING d.id
             """,
             [msgspec.json.encode(sorted(begun, key=_DELIVERY)).decode()],

@@ -418,7 +418,8 @@ def test_a_worker_that_has_lost_its_claim_sends_nothing(bench: Bench) -> None:
                 )
             )
 
-        async with bench.dns(), bench.serve(script=Script(rcpt=taken_over)) as mx, bench.work():
+        # What it asked before that is old by then.
+        async with bench.dns(), bench.serve(script=Script(rcpt=taken_over, delay={"data": 1.2})) as mx, bench.work():
             message_id = await bench.submit("a@example.net")
             async with asyncio.timeout(10):
                 while not (timeline := await bench.timeline(message_id)):
