@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from outbound.marks import ours
 from workbench import Bench
 
 from remails import submission
@@ -48,9 +49,6 @@ class Server:
 def test_parameters_for_a_server(offers: Sequence[str]) -> None:
     async def none() -> None:
         return None
-
-    async def ours(_: Sequence[str]) -> bool:
-        return True
 
     async def main() -> tuple[transport.Session, list[str]]:
         server = Server(*offers)

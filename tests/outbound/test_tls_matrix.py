@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import authority
 import pytest
 import uvloop
 from authority import Authority, Issued, issue
+from outbound.marks import ours
 
 from remails.config import Outbound
 from remails.dev.archive import Record
@@ -251,11 +252,6 @@ async def served(server: Server, directory: Path) -> AsyncIterator[tuple[int, Ma
 
 async def none() -> None:
     """There is no other form of it."""
-
-
-async def ours(_: Sequence[str]) -> bool:
-    """It is ours to send."""
-    return True
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
