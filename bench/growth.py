@@ -262,9 +262,9 @@ def _sender(system: Remails, number: int) -> Login:
 
 
 def processes(span: Span) -> list[Figure]:
-    """More processes of a service; plain is one inbound and two outbound."""
+    """More processes of a service; plain is one of each."""
     found = []
-    for inbound, outbound in ((1, 1), (2, 2), (1, 4), (4, 4)):
+    for inbound, outbound in ((2, 1), (1, 2), (2, 2), (1, 4), (4, 4)):
         options = {"inbound": {"processes": inbound}, "outbound": {"processes": outbound}}
         with two(options=options) as (plain, more, sink):
             result = pairs(plain, more, delivered(sink, span), span)

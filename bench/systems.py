@@ -235,7 +235,7 @@ def remails(
 def _write_settings(home: Home, place: Place, options: Mapping[str, Mapping[str, object]]) -> Settings:
     text = home.settings_path.read_text()
     defaults: dict[str, dict[str, object]] = {
-        "outbound": {"port": place.sink_port, "processes": 2},
+        "outbound": {"port": place.sink_port},
         "periodic": {"domains_interval": 300},
     }
     for section, values in options.items():

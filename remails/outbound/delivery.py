@@ -1,7 +1,7 @@
 """One message on its way: from a claim to a recorded result.
 
 `Courier.deliver` takes all claims of one message and offers the message to each destination domain in one transaction for all its
-recipients there. The body is signed once for all of them: before there is a slot, or, if it is large, loaded and signed only then. Each result is
+recipients there. The body is signed once for all of them when there is a slot, and if it is large only loaded then. Each result is
 recorded as soon as the remote server has answered; no database connection is held during a dialogue. A result that cannot
 be recorded because the database is away is kept and tried again until it can: losing it would mean a second copy.
 """
@@ -85,6 +85,12 @@ class _Message:
         self._lock = asyncio.Lock()
         self._wire: bytes | Reply | None = None
         self._seven_bit: list[bytes | None] = []
+
+    async def load(self) -> None:
+        """Have the message at hand."""
+        async with self._lock:
+            if self._raw is None and self._wire is None:
+                self._raw = await self._load(self._claim)
 
     async def wire(self) -> bytes | Reply:
         """What goes over the wire, or why there is nothing to send."""
@@ -197,7 +203,7 @@ class Courier:
             rules = await self._rules.of(first.domain, targets, strict=not first.plaintext_fallback)
             with destination.admitted(claims):
                 if first.size <= SMALL:
-                    await message.wire()
+                    await message.load()
                 async with destination.slot(first.organization_id):
                     # The line may have been long.
                     if self._holding(first) is None:

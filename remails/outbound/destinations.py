@@ -33,7 +33,7 @@ from remails.store.queue import Claim, Closed
 Key = tuple[str, tuple[str, ...]]
 """The source address and the names of the MX hosts."""
 
-_FOR_EACH_CONNECTION = 8  # deliveries in hand, so that a connection need not wait for the database
+_FOR_EACH_CONNECTION = 16  # deliveries in hand, so that a connection need not wait for the database
 _REMEMBERED = 1000  # domains and organizations of one destination
 _FORGET = 900.0  # seconds without use, longer than any rest
 

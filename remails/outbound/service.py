@@ -96,8 +96,8 @@ class Outbound:
         )
         security.trust(settings.outbound.ca_file)  # what cannot be used is said at the start
         self._destinations = Destinations(settings.outbound, self._room)
-        self._begun: Coalescer[Begun, bool] = Coalescer(self._begin, pace=_PACE)
-        self._results: Coalescer[tuple[Claim, Result, Blame], None] = Coalescer(self._record, pace=2 * _PACE)
+        self._begun: Coalescer[Begun, bool] = Coalescer(self._begin, pace=_PACE / 2)
+        self._results: Coalescer[tuple[Claim, Result, Blame], None] = Coalescer(self._record, pace=4 * _PACE)
         dns = resolver.asynchronous(settings.dns)
         self._policies = Policies(db, dns, settings.outbound)
         self._courier = Courier(
