@@ -191,45 +191,44 @@ class Database:
 class Pace:
     """So many seconds from the beginning of one batch to the next: under load a larger batch saves more than it costs in time.
 
-    Whoever comes after a longer pause does not wait, nor do those who come again and again but alone: where a wait brought no
-    company, the next batches begin at once.
+    Whoever comes after a longer pause does not wait.
     """
-
-    _TRIES: ClassVar = 16
-    """How many batches begin at once before a wait is tried again."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._next = seconds, float("-inf")
-        self._at_once = 0
-        self._has_waited = False
+        self._gate: asyncio.Future[None] | None = None
 
     async def step(self, *, at_once: bool = False) -> None:
-        """Wait until the next batch may begin, and begin it."""
-        early = self._next - time.monotonic()
-        self._has_waited = early > 0 and not at_once and not self._at_once
-        if self._has_waited:
-            await asyncio.sleep(early)
-        elif self._at_once:
-            self._at_once -= 1
+        """Wait until the next batch may begin, or somebody calls `open`, and begin it."""
+        if not at_once and (early := self._next - time.monotonic()) > 0:
+            loop = asyncio.get_running_loop()
+            self._gate = loop.create_future()
+            timer = loop.call_later(early, self.open)
+            try:
+                await self._gate
+            finally:
+                timer.cancel()
         self._next = time.monotonic() + self._seconds
 
-    def found(self, number: int) -> None:
-        """So many were in the batch that began."""
-        if self._has_waited and number <= 1:
-            self._at_once = self._TRIES
+    def open(self) -> None:
+        """Who waits need not wait any longer."""
+        if self._gate is not None and not self._gate.done():
+            self._gate.set_result(None)
 
 
 class Coalescer(Generic[T, R]):
     """Gathers single items into batches for `fn`, one batch under way at a time.
 
-    The first item is a batch at once. What comes while one is under way, or before it is time, is the next. Should a batch
-    fail for another reason than an outage, its items are tried one by one, so that one bad item cannot take its neighbours with it.
+    The first item is a batch at once. What comes while one is under way, or before it is time, is the next. It is time when as many
+    have come as were in the last one, for they may well be all there are. Should a batch fail for another reason than an outage,
+    its items are tried one by one, so that one bad item cannot take its neighbours with it.
 
     Args:
         fn: takes a non-empty list, returns a result for each item in order.
         most: largest number of items in a batch.
         weight: size of an item; a batch stops growing beyond `most_weight`.
-        pace: seconds from the start of one batch to the next, unless that one is full (see `Pace`).
+        pace: seconds from the start of one batch to the next, at most (see `Pace`).
+        patient: whether the next one waits so long unless it is full: nobody is kept waiting by it.
     """
 
     def __init__(
@@ -240,9 +239,11 @@ class Coalescer(Generic[T, R]):
         weight: Callable[[T], int] = lambda _: 0,
         most_weight: int = 2 * 1024 * 1024,
         pace: float = 0.0,
+        patient: bool = False,
     ) -> None:
         self._fn, self._most, self._weight, self._most_weight = fn, most, weight, most_weight
-        self._pace = Pace(pace)
+        self._pace, self._patient = Pace(pace), patient
+        self._expected = most if patient else 1
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -252,6 +253,8 @@ class Coalescer(Generic[T, R]):
         self._waiting.append((item, future))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
+        elif len(self._waiting) >= self._expected:
+            self._pace.open()
         return future
 
     async def flush(self) -> None:
@@ -261,9 +264,10 @@ class Coalescer(Generic[T, R]):
 
     async def _drain(self) -> None:
         while self._waiting:
-            await self._pace.step(at_once=len(self._waiting) >= self._most)
+            await self._pace.step(at_once=len(self._waiting) >= self._expected)
             batch = self._take()
-            self._pace.found(len(batch))
+            if not self._patient:
+                self._expected = len(batch)
             await self._settle(batch)
 
     def _take(self) -> list[tuple[T, asyncio.Future[R]]]:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -56,42 +57,40 @@ def test_a_batch_is_bounded_by_weight() -> None:
     assert sizes == [2, 2, 1]
 
 
-def test_batches_keep_their_pace_and_a_full_one_does_not_wait() -> None:
+def gathering(coalescer_options: dict[str, Any], *waves: int) -> list[tuple[float, int]]:
+    """When each batch began, in seconds, and how many were in it, when so many come at once, and so many when those are done."""
     began: list[tuple[float, int]] = []
 
     async def fn(items: Sequence[int]) -> list[int]:
         began.append((time.monotonic(), len(items)))
         return list(items)
 
-    async def main() -> None:
-        coalescer = Coalescer(fn, most=4, pace=0.2)
+    async def main() -> float:
+        coalescer = Coalescer(fn, pace=0.2, **coalescer_options)
         started = time.monotonic()
-        await coalescer(0)
-        assert began[0][0] - started < 0.1  # nobody came before
-        await asyncio.gather(*(coalescer(number) for number in range(5)))
+        for wave in waves:
+            await asyncio.gather(*(coalescer(number) for number in range(wave)))
+        return started
 
-    asyncio.run(main())
-    assert [number for _, number in began] == [1, 4, 1]
-    (first, _), (full, _), (last, _) = began
+    started = asyncio.run(main())
+    return [(at - started, number) for at, number in began]
+
+
+def test_a_batch_waits_for_as_many_as_were_in_the_last_but_no_longer_than_its_pace() -> None:
+    batches = gathering({}, 3, 1, 1, 3, 3)
+    assert [number for _, number in batches] == [3, 1, 1, 3, 3]
+    pauses = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(batches)]
+    assert pauses[0] >= 0.19, "one, where there were three"
+    assert max(pauses[1:]) < 0.1
+
+
+def test_who_is_patient_keeps_the_pace_unless_the_batch_is_full() -> None:
+    batches = gathering({"patient": True, "most": 4}, 1, 5)
+    assert [number for _, number in batches] == [1, 4, 1]
+    (first, _), (full, _), (last, _) = batches
+    assert first < 0.1  # nobody came before
     assert full - first < 0.1
     assert last - full >= 0.19
-
-
-def test_who_comes_again_and_again_but_alone_does_not_wait() -> None:
-    began: list[float] = []
-
-    async def fn(items: Sequence[int]) -> list[int]:
-        began.append(time.monotonic())
-        return list(items)
-
-    async def main() -> None:
-        coalescer = Coalescer(fn, pace=0.2)
-        for number in range(12):
-            await coalescer(number)
-
-    asyncio.run(main())
-    waits = [later - earlier for earlier, later in itertools.pairwise(began)]
-    assert [wait for wait in waits if wait >= 0.19] == waits[:1], "the second waits for company, which does not come"
 
 
 def test_one_bad_item_does_not_take_its_neighbours_with_it() -> None:

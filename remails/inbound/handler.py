@@ -31,8 +31,8 @@ from remails.vault import Pepper
 log = Log("remails.inbound")
 
 _MOST_SLOWED = 500
-_PACE = 0.005
-"""Seconds from one batch to the next, so that those who come together share a commit."""
+_PACE = 0.01
+"""Most seconds from one batch to the next, so that those who come together share a commit."""
 _SMALL = 512 * 1024
 """Bytes of a batch that are checked and stored in some milliseconds."""
 _OUTCOMES = {"4.7.0": "banned", "5.7.1": "elsewhere"}

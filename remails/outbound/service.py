@@ -97,7 +97,9 @@ class Outbound:
         security.trust(settings.outbound.ca_file)  # what cannot be used is said at the start
         self._destinations = Destinations(settings.outbound, self._room)
         self._begun: Coalescer[Begun, bool] = Coalescer(self._begin, pace=_PACE / 2)
-        self._results: Coalescer[tuple[Claim, Result, Blame], None] = Coalescer(self._record, pace=4 * _PACE)
+        self._results: Coalescer[tuple[Claim, Result, Blame], None] = Coalescer(
+            self._record, pace=4 * _PACE, patient=True
+        )
         dns = resolver.asynchronous(settings.dns)
         self._policies = Policies(db, dns, settings.outbound)
         self._courier = Courier(
@@ -214,7 +216,7 @@ class Outbound:
                 break
             try:
                 self._wake.clear()
-                found = await self._claim_once(pace)
+                found = await self._claim_once()
                 self._claimed_at = time.monotonic()
             except Unavailable as error:
                 log.warning("cannot claim", reason=error)
@@ -222,7 +224,7 @@ class Outbound:
             if found:
                 self._wake.set()
 
-    async def _claim_once(self, pace: Pace) -> bool:
+    async def _claim_once(self) -> bool:
         """One round; true when there may be more to do at once."""
         outbound = self._settings.outbound
         limit = self._room.next
@@ -240,7 +242,6 @@ class Outbound:
         except Unavailable:
             self._backlog = True
             raise
-        pace.found(len(claims))
         # What was noted and not claimed, for want of room or of time, is found by asking for all that is due.
         self._backlog = self._backlog or len(claims) == limit or (bool(ids) and but.any)
         self._start(claims, bodies)
