@@ -12,7 +12,7 @@ import msgspec
 from seed import Tenant
 
 from remails import submission
-from remails.bus.client import Publisher
+from remails.bus.client import Publisher, Subscriber
 from remails.config import Bus, Dns, Mail, Outbound, Settings
 from remails.config import Database as DatabaseSettings
 from remails.db import Database
@@ -92,11 +92,11 @@ class Bench:
         )
 
     @contextlib.asynccontextmanager
-    async def work(self) -> AsyncIterator[Service]:
-        """The service, until the block ends and it has drained."""
+    async def work(self, subscriber: Subscriber | None = None) -> AsyncIterator[Service]:
+        """The service, until the block ends and it has drained; it hears what the subscriber hears."""
         stop = asyncio.Event()
         service = Service(self.settings(), self.db, Publisher(Bus(), ""), self.vault)
-        running = asyncio.create_task(service.run(stop, None))
+        running = asyncio.create_task(service.run(stop, subscriber))
         try:
             yield service
         finally:

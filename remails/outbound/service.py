@@ -60,7 +60,8 @@ _REFRESH = 60.0  # seconds between looks for MTA-STS policies to fetch again
 _PACE = 0.01
 """Seconds from one batch to the next: what mails share, statements and commits, costs more than what each brings."""
 _LATE = 10.0  # seconds without a turn of a loop that takes one every second
-_MOST_ASKED = 10  # noted messages asked for at once, for each that may be claimed: some may be of a closed destination
+_MOST_ASKED = 4  # noted messages asked for at once, for each that may be claimed: some may be of a closed destination
+_PUT_OFF = 10.0  # seconds for which a noted message goes first when there is room again
 
 
 class _Options(TypedDict):
@@ -85,11 +86,14 @@ class Outbound:
         self._settings, self._db, self._publisher = settings, db, publisher
         self._host_id: HostId | None = None
         self._holdings = Holdings()
-        self._noted: dict[MessageId, None] = {}
+        self._noted: dict[MessageId, float] = {}
+        """What is to be claimed next, and since when we know."""
+        self._put_off: dict[MessageId, float] = {}
+        """The same for what found no room where it goes."""
         self._wake = asyncio.Event()
         self._backlog = True
         self._looked_at = self._claimed_at = float("-inf")
-        self._room = Room(settings.outbound.concurrency, settings.outbound.batch, self._on_room)
+        self._room = Room(settings.outbound.concurrency, settings.outbound.batch, self._ask_again)
         self._tasks: set[asyncio.Task[None]] = set()
         self._bodies: Coalescer[Claim, bytes | None] = Coalescer(
             self._load, most=settings.outbound.batch, weight=lambda claim: claim.size
@@ -188,10 +192,10 @@ class Outbound:
                 heard.cancel()
                 return
             match heard.result():
-                case events.Ready(message_ids=ids) if len(self._noted) < _MOST_NOTED:
+                case events.Ready(message_ids=ids) if len(self._noted) + len(self._put_off) < _MOST_NOTED:
                     # Each process hears of all, and takes its share: what another does not take in time the poll finds.
                     share = (id_ for id_ in ids if id_.int % self._settings.outbound.processes == self._number)
-                    self._noted.update(dict.fromkeys(map(MessageId, share)))
+                    self._noted.update(dict.fromkeys(map(MessageId, share), time.monotonic()))
                 case events.AddressesChanged():
                     try:
                         await self._look(subscriber)
@@ -203,8 +207,7 @@ class Outbound:
 
     async def _poll(self, stop: asyncio.Event) -> None:
         while not await service.pause(stop, self._settings.outbound.poll_interval):
-            self._backlog = True
-            self._wake.set()
+            self._ask_again()
 
     async def _claim(self, stop: asyncio.Event) -> None:
         """Claim what is noted, then what is due, as far as there is room."""
@@ -232,20 +235,35 @@ class Outbound:
         if self._host_id is None or not sources or limit <= 0 or not (self._noted or self._backlog):
             return False
         but = self._room.but(self._destinations.closed())
-        ids = list(islice(self._noted, _MOST_ASKED * limit))
-        for id_ in ids:
+        asked = dict(islice(self._noted.items(), _MOST_ASKED * limit))
+        for id_ in asked:
             del self._noted[id_]
-        self._backlog = self._backlog and bool(ids)
+        self._backlog = self._backlog and bool(asked)
         options: _Options = {"lease": outbound.lease, "limit": limit, "but": but}
         try:
-            claims, bodies = await self._db.visit(self._take, self._host_id, sources, ids, options)
+            claims, bodies = await self._db.visit(self._take, self._host_id, sources, list(asked), options)
         except Unavailable:
             self._backlog = True
             raise
-        # What was noted and not claimed, for want of room or of time, is found by asking for all that is due.
-        self._backlog = self._backlog or len(claims) == limit or (bool(ids) and but.any)
+        # What was noted and not claimed, for want of room or of time, is found by asking for all that is due; but there it would stand
+        # behind a storm of retries.
+        self._backlog = self._backlog or len(claims) == limit or (bool(asked) and but.any)
+        if but.any:
+            self._keep(asked, claims)
         self._start(claims, bodies)
         return bool(self._noted or self._backlog)
+
+    def _keep(self, asked: Mapping[MessageId, float], claims: Sequence[Claim]) -> None:
+        """Ask for these again when there is room, but for those that were claimed."""
+        claimed = {claim.message_id for claim in claims}
+        oldest = time.monotonic() - _PUT_OFF
+        self._put_off.update({id_: at for id_, at in asked.items() if id_ not in claimed and at > oldest})
+
+    def _ask_again(self) -> None:
+        """For all that is due, and first for what was put off."""
+        self._noted, self._put_off = self._put_off | self._noted, {}
+        self._backlog = True
+        self._wake.set()
 
     def _take(
         self, host_id: HostId, sources: Sequence[str], ids: Sequence[MessageId], options: "_Options"
@@ -261,10 +279,6 @@ class Outbound:
             return claims, bodies | (self._db.run(queue.bodies, list(small)) if small else {})
         except Unavailable:
             return claims, bodies  # they are ours, and each will ask for itself
-
-    def _on_room(self) -> None:
-        self._backlog = True
-        self._wake.set()
 
     def _drop(self, claims: Sequence[Claim]) -> None:
         self._room.drop(claims)

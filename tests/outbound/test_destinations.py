@@ -1,12 +1,14 @@
 """Many mails at once: what one destination or organization has in hand, and what it leaves to others."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 import seed
 from workbench import Bench
 
+from remails.bus.client import Subscriber
+from remails.bus.events import Event, Gap, Ready
 from remails.db import Connection
 from remails.dev.smtp import Script
 from remails.store import addresses
@@ -88,6 +90,42 @@ def test_tarpits_take_no_slot_from_others(bench: Bench) -> None:
                 for tarpit in tarpits:
                     records = await tarpit.wait(70)
                     assert len({record.rcpt_tos[0] for record in records}) == 70
+
+    run(main())
+
+
+class Notes(Subscriber):
+    """Notes of ours, without a bus."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Event | Gap] = asyncio.Queue()
+
+    def subscribe(self, topic: str) -> None:
+        pass
+
+    async def __aiter__(self) -> AsyncIterator[Event | Gap]:
+        while True:
+            yield await self.queue.get()
+
+
+def test_fresh_mail_goes_ahead_of_a_storm_to_the_same_destination(bench: Bench) -> None:
+    """Also when there is no room for it at first: it is not sent to the end of all that is due."""
+
+    async def main() -> None:
+        bench.options.update(connections_per_destination=2)
+        notes = Notes()
+        async with bench.dns(), bench.serve(script=Script(delay={"dot": 0.05})) as mx:
+            for number in range(300):
+                await bench.submit(f"r{number}@example.net")
+            in_hand = count(bench, "claimed_by IS NOT NULL")
+            async with bench.work(notes):
+                await until(lambda: in_hand() > 0 and len(mx.records) > 0)
+                fresh = [await bench.submit(f"fresh{number}@example.net") for number in range(3)]
+                before = len(mx.records)
+                notes.queue.put_nowait(Ready(bench.tenant.sources[0], fresh))
+                for message_id in fresh:
+                    await bench.deliveries(message_id)
+                assert len(mx.records) - before < 150
 
     run(main())
 
