@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 
 from remails.db import Connection
-from remails.store import plans, sources, suppressions
+from remails.store import plans
 from remails.store.ids import DomainId, OrganizationId, PoolId, ProjectId
 from remails.store.rates import Rate
 from remails.store.sources import Candidate
@@ -85,7 +85,7 @@ def look_up(conn: Connection, asked: Collection[Asked], recipients: Collection[P
     ]
     pairs = [{"organization_id": organization, "address": key} for organization, key in recipients]
     rows = conn.execute(
-        f"""
+        """
         WITH wanted AS (
             SELECT * FROM json_to_recordset(%s) AS w (project_id uuid, organization_id uuid, asked text, name text)),
         domain AS (
@@ -99,11 +99,11 @@ def look_up(conn: Connection, asked: Collection[Asked], recipients: Collection[P
             EXISTS (SELECT FROM storage WHERE is_short AND seen_at > now() - interval '2 minutes'),
             d.project_id, d.asked, d.id, d.name, d.verified_at, d.pool_id, d.hold_reason,
             coalesce(d.pool_id, own.pool_id),
-            (SELECT json_agg(json_build_array(host(a.ip), {sources.IS_READY}) ORDER BY a.ip)
-             FROM addresses a WHERE a.is_enabled AND a.pool_id = coalesce(d.pool_id, own.pool_id)),
+            (SELECT json_agg(json_build_array(host(c.ip), c.is_ready) ORDER BY c.ip)
+             FROM candidates c WHERE c.pool_id = coalesce(d.pool_id, own.pool_id)),
             (SELECT json_agg(json_build_array(s.organization_id, s.address, s.reason))
              FROM json_to_recordset(%s) AS r (organization_id uuid, address text)
-             JOIN suppressions s USING (organization_id, address) WHERE {suppressions.IS_ACTIVE})
+             JOIN suppressions s USING (organization_id, address) WHERE s.suppressed_until > now())
         FROM (SELECT DISTINCT project_id, organization_id FROM wanted) w
         JOIN projects p ON p.id = w.project_id AND p.organization_id = w.organization_id
         JOIN organizations o ON o.id = p.organization_id
@@ -111,7 +111,7 @@ def look_up(conn: Connection, asked: Collection[Asked], recipients: Collection[P
             SELECT coalesce(p.pool_id, o.pool_id, (SELECT id FROM pools WHERE is_default)) AS pool_id) own
         LEFT JOIN rates r ON r.organization_id = o.id
         LEFT JOIN domain d ON d.project_id = p.id
-        """,  # noqa: S608  # our own text
+        """,
         [msgspec.json.encode(wanted).decode(), msgspec.json.encode(pairs).decode()],
     ).fetchall()
     projects = [Project(*row[:13]) for row in rows]

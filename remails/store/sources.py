@@ -7,7 +7,6 @@ inside the pool the message was given.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import LiteralString
 
 from psycopg.rows import class_row
 
@@ -44,19 +43,11 @@ class Moved:
     source: str | None
 
 
-IS_READY: LiteralString = """
-    coalesce(a.state = 'ready' AND a.ready_epoch = a.lease_epoch AND a.lease_until > clock_timestamp(), false)"""
-"""Of an address `a`: whether some host can send from it just now."""
-
-
 def in_pools(conn: Connection, pool_ids: Sequence[PoolId]) -> dict[PoolId, list[Candidate]]:
     """The enabled addresses of each of the pools."""
     found: dict[PoolId, list[Candidate]] = {pool_id: [] for pool_id in pool_ids}
     rows = conn.execute(
-        f"""
-        SELECT a.pool_id, host(a.ip), {IS_READY}
-        FROM addresses a WHERE a.is_enabled AND a.pool_id = ANY(%s) ORDER BY a.ip
-        """,  # noqa: S608  # our own text
+        "SELECT pool_id, host(ip), is_ready FROM candidates WHERE pool_id = ANY(%s) ORDER BY ip",
         [list(found)],
     )
     for pool_id, ip, ready in rows:

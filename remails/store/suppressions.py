@@ -10,7 +10,7 @@ stays until its own end, or until a person takes it away. Addresses are compared
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import LiteralString, NamedTuple
+from typing import NamedTuple
 
 from psycopg.rows import class_row
 
@@ -49,17 +49,13 @@ class Suppression:
     updated_at: datetime
 
 
-IS_ACTIVE: LiteralString = "s.suppressed_until > now()"
-"""Of a suppression `s`."""
-
-
 def active_among(conn: db.Connection, pairs: Collection[Pair]) -> dict[Pair, str]:
     """Those of the pairs that are suppressed now, with the reason."""
     rows = conn.execute(
-        f"""SELECT s.organization_id, s.address, s.reason FROM suppressions s
+        """SELECT s.organization_id, s.address, s.reason FROM suppressions s
            JOIN unnest(%(organizations)s::uuid[], %(keys)s::text[]) AS asked (organization_id, address)
                USING (organization_id, address)
-           WHERE {IS_ACTIVE}""",  # noqa: S608  # our own text
+           WHERE s.suppressed_until > now()""",
         _columns(pairs),
     )
     return {(organization_id, address): reason for organization_id, address, reason in rows}
@@ -68,8 +64,8 @@ def active_among(conn: db.Connection, pairs: Collection[Pair]) -> dict[Pair, str
 def organizations_among(conn: db.Connection, organization_ids: Collection[OrganizationId]) -> set[OrganizationId]:
     """Those of the organizations that suppress any address now."""
     rows = conn.execute(
-        f"""SELECT asked.id FROM unnest(%s::uuid[]) AS asked (id)
-           WHERE EXISTS (SELECT FROM suppressions s WHERE s.organization_id = asked.id AND {IS_ACTIVE})""",  # noqa: S608
+        """SELECT asked.id FROM unnest(%s::uuid[]) AS asked (id)
+           WHERE EXISTS (SELECT FROM suppressions s WHERE s.organization_id = asked.id AND s.suppressed_until > now())""",
         [list(organization_ids)],
     )
     return {id_ for (id_,) in rows}
