@@ -5,8 +5,9 @@ owner died simply comes due again, and a result is only recorded under the epoch
 cannot overwrite what a later one did. The one exception is "delivered", which is true whoever says it, and which fences off
 whoever has the claim by then.
 
-Before a message's first octet is sent, while the server answers its envelope, its delivery is marked as begun (`begin`), which is refused when
-the claim is no longer ours, or has a result. A result takes the mark away. A claim that finds it knows that a worker died over it: the timeline then says "ambiguous".
+Before a message's first octet is sent, while the server answers its envelope, its delivery is marked as begun (`begin`), which is
+refused when the claim is no longer ours, or has a result. A result takes the mark away. A claim that finds it knows that a worker
+died over it: the timeline then says "ambiguous".
 
 Claims take lists of addresses or messages and results go in by the list: no work per delivery that could be per batch. A list goes in as
 one parameter of JSON: as an array for each column it would take both sides far longer.
