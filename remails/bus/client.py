@@ -31,6 +31,7 @@ log = Log("remails.bus")
 _HEADER = struct.Struct("!8sQ")
 _MOST_PUBLISHERS = 10_000
 _ROUND_TRIP = 2.0
+_AT_ONCE = 100  # notes read before it is somebody else's turn
 
 
 def secure(socket: "zmq.Socket[Any]", settings: Bus, client_key: str) -> None:
@@ -150,8 +151,12 @@ class Subscriber:
 
     async def __aiter__(self) -> AsyncIterator[events.Event | events.Gap]:
         while True:
-            for event in self._read(await self._socket.recv_multipart()):
-                yield event
+            for _ in range(
+                _AT_ONCE
+            ):  # what has come already is read without a turn of the loop for each, which may be slow
+                for event in self._read(await self._socket.recv_multipart()):
+                    yield event
+            await asyncio.sleep(0)
 
     def _read(self, frames: list[bytes]) -> list[events.Event | events.Gap]:
         try:

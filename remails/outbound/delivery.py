@@ -204,7 +204,7 @@ class Courier:
             with destination.admitted(claims):
                 if first.size <= SMALL:
                     await message.load()
-                async with destination.slot(first.organization_id):
+                async with destination.slot(first):
                     # The line may have been long.
                     if self._holding(first) is None:
                         raise Busy("its address left this host, or its pool, meanwhile", self._settings.poll_interval)

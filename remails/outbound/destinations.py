@@ -4,15 +4,15 @@ A destination is a set of MX hosts as seen from one source address, so the thous
 trouble there takes no slot from any other. Each has
 
     a window      of connections, which follows its answers (`mail.feedback`)
-    a line        for each organization that waits for it, served in turn
+    lines         for each organization that waits for it, one of fresh mail and one of what was tried before, served in turn
     kept sessions, used again by the next message; the reaper closes them after `keep_connection` seconds
 
 What is in hand for a destination is bounded: a few deliveries for each connection of its window, and never more than what the process
 has left for all others, so that any number of slow destinations leave room (the rule of shared memory in switches: dynamic
 thresholds). Of that, an organization may have as much as it leaves to the others. Who has half of his part is `crowded`, and
 `closed` names the mail that must not be claimed for him: it stays in the database, due, until `Room.on_room` says that there is room
-again. One more batch may have been claimed before that was known; what comes beyond it, for domains not known to lead here, is
-sent away.
+again. The other half is for what was noted, which need not wait for a storm of retries. One more batch of each may have been claimed
+before that was known; what comes beyond it, for domains not known to lead here, is sent away.
 """
 
 import asyncio
@@ -32,6 +32,8 @@ from remails.store.queue import Claim, Closed
 
 Key = tuple[str, tuple[str, ...]]
 """The source address and the names of the MX hosts."""
+_Line = tuple[OrganizationId, bool]
+"""Whose, and whether it was tried before."""
 
 _FOR_EACH_CONNECTION = 16  # deliveries in hand, so that a connection need not wait for the database
 _REMEMBERED = 1000  # domains and organizations of one destination
@@ -57,7 +59,9 @@ class Destination:
         self._in_hand: Counter[OrganizationId] = Counter()
         self._senders: dict[tuple[str, OrganizationId], None] = {}
         """Domains it stands for, and who sends there; of late."""
-        self._lines: dict[OrganizationId, deque[asyncio.Future[None]]] = {}
+        self._left_out: dict[bool, set[OrganizationId]] = {True: set(), False: set()}
+        """Who was said to be without room, for what was noted and for what is due."""
+        self._lines: dict[_Line, deque[asyncio.Future[None]]] = {}
         self._kept: list[Session] = []
         self._last = ""
 
@@ -82,25 +86,29 @@ class Destination:
         if len(self._senders) > _REMEMBERED:
             del self._senders[next(iter(self._senders))]
         self._refuse_when_at_rest()
-        if self._in_hand[organization_id] >= self._most(organization_id) + self._room.batch:
+        if self._in_hand[organization_id] >= self._most(organization_id) + 2 * self._room.batch:
             self._everywhere.crowded(self)
-            raise Busy("others wait for the same destination", self._settings.poll_interval)
+            # What was never tried is asked for again as soon as there is room (`Claiming.put_off`).
+            raise Busy(
+                "others wait for the same destination", self._settings.poll_interval if claims[0].attempts else 0
+            )
         self._in_hand[organization_id] += deliveries
-        if self._is_crowded(organization_id):
+        if self._has_no_room(organization_id, noted=False):
             self._everywhere.crowded(self)
         try:
             yield
         finally:
-            was_crowded = self._is_crowded(organization_id)
             self._in_hand[organization_id] -= deliveries
             if not self._in_hand[organization_id]:
                 del self._in_hand[organization_id]
-            if was_crowded and not self._is_crowded(organization_id):
-                self._room.on_room()
+            for noted, left_out in self._left_out.items():
+                if organization_id in left_out and not self._has_no_room(organization_id, noted):
+                    left_out.discard(organization_id)
+                    self._room.on_room(noted=noted)
 
     @contextlib.asynccontextmanager
-    async def slot(self, organization_id: OrganizationId) -> AsyncIterator[None]:
-        """The right to one connection; organizations that wait get theirs in turn.
+    async def slot(self, claim: Claim) -> AsyncIterator[None]:
+        """The right to one connection; the lines that wait get theirs in turn.
 
         Raises:
             Busy: it was told to rest meanwhile, or the service stops.
@@ -110,7 +118,7 @@ class Destination:
         if self._active < self.window.limit and not self._lines:
             self._active += 1
         else:
-            await self._stand_in_line(organization_id)
+            await self._stand_in_line((claim.organization_id, claim.attempts > 0))
         try:
             self._refuse_when_at_rest()
             yield
@@ -118,13 +126,15 @@ class Destination:
             self._active -= 1
             self._serve()
 
-    def closed(self) -> list[Closed]:
-        """Mail that is not to be claimed now."""
+    def closed(self, *, noted: bool) -> list[Closed]:
+        """What is not to be claimed now: of what was noted, or of all that is due, for which there is less room."""
         rests = self.window.rest(time.monotonic()) > 0
+        without = {one for one in self._in_hand if self._has_no_room(one, noted)}
+        self._left_out[noted] |= without
         return [
             Closed(self._source, domain, organization_id)
             for domain, organization_id in self._senders
-            if rests or self._is_crowded(organization_id)
+            if rests or organization_id in without
         ]
 
     def stop(self) -> None:
@@ -140,17 +150,18 @@ class Destination:
         most = min(_FOR_EACH_CONNECTION * self.window.limit, self._room.free)
         return max(1, (most - self._in_hand.total() + self._in_hand[organization_id]) // 2)
 
-    def _is_crowded(self, organization_id: OrganizationId) -> bool:
-        return 2 * self._in_hand[organization_id] > self._most(organization_id)
+    def _has_no_room(self, organization_id: OrganizationId, noted: bool) -> bool:
+        most, in_hand = self._most(organization_id), self._in_hand[organization_id]
+        return in_hand >= most if noted else 2 * in_hand > most
 
     def _refuse_when_at_rest(self) -> None:
         if (rest := self.window.rest(time.monotonic())) > 0:
             self._everywhere.crowded(self)
             raise Busy(f"not tried now, the destination did not take more: {self._last}", rest)
 
-    async def _stand_in_line(self, organization_id: OrganizationId) -> None:
+    async def _stand_in_line(self, line: _Line) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(organization_id, deque()).append(turn)
+        self._lines.setdefault(line, deque()).append(turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -160,13 +171,13 @@ class Destination:
             raise
 
     def _serve(self) -> None:
-        """Give free slots to those who wait: the organization that was served goes to the end."""
+        """Give free slots to those who wait: the line that was served goes to the end."""
         while self._lines and self._active < self.window.limit:
-            organization_id, line = next(iter(self._lines.items()))
-            del self._lines[organization_id]
-            turn = line.popleft()
-            if line:
-                self._lines[organization_id] = line
+            line, waiting = next(iter(self._lines.items()))
+            del self._lines[line]
+            turn = waiting.popleft()
+            if waiting:
+                self._lines[line] = waiting
             if not turn.done():
                 self._active += 1
                 turn.set_result(None)
@@ -252,13 +263,13 @@ class Destinations:
         """This one has no room for somebody, or rests."""
         self._crowded[destination] = None
 
-    def closed(self) -> list[Closed]:
-        """What is not to be claimed now."""
+    def closed(self, *, noted: bool) -> list[Closed]:
+        """What is not to be claimed now: of what was noted, or of all that is due, for which there is less room."""
         closed = []
         for destination in list(self._crowded):
-            found = destination.closed()
+            found = destination.closed(noted=noted)
             closed += found
-            if not found:
+            if not found and not noted:
                 del self._crowded[destination]
         return closed
 

@@ -1,12 +1,20 @@
 """What one process has in hand: the claims it works on, how much room is left, and who has had enough of it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
-from remails.store.ids import DeliveryId, OrganizationId
+from remails.store.ids import DeliveryId, MessageId, OrganizationId
 from remails.store.queue import But, Claim, Closed
 
 _GREED = 4  # times what is left
+
+
+class OnRoom(Protocol):
+    """Told that there is room."""
+
+    def __call__(self, *, noted: bool) -> None:
+        """For all, or only for what was noted."""
 
 
 class Room:
@@ -18,10 +26,10 @@ class Room:
     that goes: then the bounds of the destination hold.
 
     Args:
-        on_room: is told when there is room again for what was left out.
+        on_room: is told when there is room again for what was left out, or only for what was noted of it.
     """
 
-    def __init__(self, most: int, batch: int, on_room: Callable[[], None]) -> None:
+    def __init__(self, most: int, batch: int, on_room: OnRoom) -> None:
         self._most, self.batch, self.on_room = most, min(batch, max(1, most // 10)), on_room
         self._claims: dict[DeliveryId, Claim] = {}
         self._of_organization: Counter[OrganizationId] = Counter()
@@ -43,6 +51,11 @@ class Room:
     def held(self) -> list[tuple[DeliveryId, int]]:
         """The claims with their epochs."""
         return [(claim.id, claim.claim_epoch) for claim in self._claims.values()]
+
+    @property
+    def message_ids(self) -> set[MessageId]:
+        """The messages claimed, for some of their recipients at least."""
+        return {claim.message_id for claim in self._claims.values()}
 
     def take(self, claims: Iterable[Claim]) -> None:
         """Have these in hand."""
@@ -80,10 +93,10 @@ class Room:
         most = _GREED * self.free
         organizations = [one for one, held in self._of_organization.items() if held > most]
         routes = [route for route, held in self._of_route.items() if held >= self.batch]
-        self._left_out = {*organizations, *routes}
+        self._left_out.update(organizations, routes)
         return But([*closed, *routes], organizations)
 
     def _tell(self, one: OrganizationId | Closed, is_full: bool) -> None:
         if not is_full and one in self._left_out:
             self._left_out.discard(one)
-            self.on_room()
+            self.on_room(noted=False)

@@ -26,20 +26,19 @@ import contextlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import TypedDict
 
 import msgspec
 
 from remails import metrics, resolver, service, workers
 from remails.bus import client, events
 from remails.config import Settings
-from remails.db import Coalescer, Connection, Database, Pace
+from remails.db import Coalescer, Connection, Database
 from remails.errors import Unavailable
 from remails.logs import Log
 from remails.mail import address, mailbox_providers
 from remails.mail.bounce import Blame
 from remails.outbound import security
+from remails.outbound.claiming import PACE, Claiming
 from remails.outbound.delivery import Courier
 from remails.outbound.destinations import Destinations
 from remails.outbound.holdings import Holdings
@@ -50,26 +49,13 @@ from remails.outbound.signing import Signing
 from remails.outbound.sts import Policies
 from remails.store import addresses, leases, queue, server, suppressions
 from remails.store.ids import HostId, MessageId, OrganizationId
-from remails.store.queue import Begun, But, Claim, Result
+from remails.store.queue import Begun, Claim, Result
 from remails.vault import Vault
 
 log = Log("remails.outbound")
 
-_MOST_NOTED = 10_000  # beyond that the poll finds them
 _REFRESH = 60.0  # seconds between looks for MTA-STS policies to fetch again
-_PACE = 0.01
-"""Seconds from one batch to the next: what mails share, statements and commits, costs more than what each brings."""
 _LATE = 10.0  # seconds without a turn of a loop that takes one every second
-_MOST_ASKED = 4  # noted messages asked for at once, for each that may be claimed: some may be of a closed destination
-_PUT_OFF = 10.0  # seconds for which a noted message goes first when there is room again
-
-
-class _Options(TypedDict):
-    """Of a claim."""
-
-    lease: float
-    limit: int
-    but: But
 
 
 class Outbound:
@@ -86,23 +72,18 @@ class Outbound:
         self._settings, self._db, self._publisher = settings, db, publisher
         self._host_id: HostId | None = None
         self._holdings = Holdings()
-        self._noted: dict[MessageId, float] = {}
-        """What is to be claimed next, and since when we know."""
-        self._put_off: dict[MessageId, float] = {}
-        """The same for what found no room where it goes."""
-        self._wake = asyncio.Event()
-        self._backlog = True
-        self._looked_at = self._claimed_at = float("-inf")
-        self._room = Room(settings.outbound.concurrency, settings.outbound.batch, self._ask_again)
+        self._looked_at = float("-inf")
+        self._room = Room(settings.outbound.concurrency, settings.outbound.batch, self._on_room)
         self._tasks: set[asyncio.Task[None]] = set()
         self._bodies: Coalescer[Claim, bytes | None] = Coalescer(
             self._load, most=settings.outbound.batch, weight=lambda claim: claim.size
         )
         security.trust(settings.outbound.ca_file)  # what cannot be used is said at the start
         self._destinations = Destinations(settings.outbound, self._room)
-        self._begun: Coalescer[Begun, bool] = Coalescer(self._begin, pace=_PACE / 2)
+        self._claiming = Claiming(settings.outbound, db, self._holdings, self._room, self._destinations, self._start)
+        self._begun: Coalescer[Begun, bool] = Coalescer(self._begin, pace=PACE / 2)
         self._results: Coalescer[tuple[Claim, Result, Blame], None] = Coalescer(
-            self._record, pace=4 * _PACE, patient=True
+            self._record, pace=4 * PACE, patient=True
         )
         dns = resolver.asynchronous(settings.dns)
         self._policies = Policies(db, dns, settings.outbound)
@@ -130,7 +111,8 @@ class Outbound:
                 service.forever("connections", stop, outbound.keep_connection / 2, self._destinations.reap),
                 service.report(stop, self._state),
                 self._poll(stop),
-                self._claim(stop),
+                self._claiming.claim_noted(stop),
+                self._claiming.claim_due(stop),
                 *([self._listen(stop, subscriber)] if subscriber is not None else []),
             )
         ]
@@ -138,7 +120,7 @@ class Outbound:
         done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         refreshing.cancel()  # a slow policy host keeps nobody from stopping
         stop.set()  # they end when told; one that ends by an error takes the service with it, but not the mail in hand
-        self._wake.set()
+        self._claiming.wake()
         await asyncio.gather(*loops, refreshing, return_exceptions=True)
         await self._drain()
         await self._destinations.close()
@@ -153,7 +135,7 @@ class Outbound:
             if host is None:
                 self._looked_at = asked_at
                 return  # the IP agent has not registered this host yet
-            self._host_id = host.id
+            self._host_id = self._claiming.host_id = host.id
         gained, lost = self._holdings.update(await self._db.call(leases.held_by, self._host_id), asked_at)
         self._looked_at = asked_at
         if subscriber is not None:
@@ -163,8 +145,7 @@ class Outbound:
                 subscriber.unsubscribe(f"ready/{ip}/")
         if gained or lost:
             log.info("addresses", gained=",".join(gained) or None, lost=",".join(lost) or None)
-            self._backlog = True
-            self._wake.set()
+            self._claiming.look()
 
     async def _state(self) -> str:
         """What it does. Raises Unavailable with what hinders it."""
@@ -173,7 +154,7 @@ class Outbound:
         now = time.monotonic()
         if now - self._looked_at > late:
             raise Unavailable("does not get to know its addresses")
-        if now - self._claimed_at > late:
+        if now - self._claiming.looked_at > late:
             raise Unavailable("does not get to ask what is due")
         if self._host_id is None:
             return "this host is not registered, see remails-ipagent"
@@ -183,106 +164,37 @@ class Outbound:
         return f"delivering from {held} address{'' if held == 1 else 'es'}, {len(self._room.held)} deliveries in hand"
 
     async def _listen(self, stop: asyncio.Event, subscriber: client.Subscriber) -> None:
-        notes = aiter(subscriber)
-        stopping = asyncio.ensure_future(stop.wait())
-        while not stop.is_set():
-            heard = asyncio.ensure_future(anext(notes))
-            await asyncio.wait([heard, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not heard.done():
-                heard.cancel()
-                return
-            match heard.result():
-                case events.Ready(message_ids=ids) if len(self._noted) + len(self._put_off) < _MOST_NOTED:
+        hearing, stopping = asyncio.ensure_future(self._hear(subscriber)), asyncio.ensure_future(stop.wait())
+        await asyncio.wait([hearing, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if hearing.done():
+            hearing.result()
+        hearing.cancel()
+
+    async def _hear(self, subscriber: client.Subscriber) -> None:
+        async for note in subscriber:
+            match note:
+                case events.Ready(message_ids=ids):
                     # Each process hears of all, and takes its share: what another does not take in time the poll finds.
                     share = (id_ for id_ in ids if id_.int % self._settings.outbound.processes == self._number)
-                    self._noted.update(dict.fromkeys(map(MessageId, share), time.monotonic()))
+                    self._claiming.note(map(MessageId, share))
                 case events.AddressesChanged():
                     try:
                         await self._look(subscriber)
                     except Unavailable as error:
                         log.warning("addresses not read", reason=error)
                 case _:
-                    self._backlog = True
-            self._wake.set()
+                    self._claiming.look()
 
     async def _poll(self, stop: asyncio.Event) -> None:
         while not await service.pause(stop, self._settings.outbound.poll_interval):
-            self._ask_again()
-
-    async def _claim(self, stop: asyncio.Event) -> None:
-        """Claim what is noted, then what is due, as far as there is room."""
-        pace = Pace(_PACE)
-        while not stop.is_set():
-            await self._wake.wait()
-            await pace.step()
-            if stop.is_set():
-                break
-            try:
-                self._wake.clear()
-                found = await self._claim_once()
-                self._claimed_at = time.monotonic()
-            except Unavailable as error:
-                log.warning("cannot claim", reason=error)
-                continue  # the poll wakes us again
-            if found:
-                self._wake.set()
-
-    async def _claim_once(self) -> bool:
-        """One round; true when there may be more to do at once."""
-        outbound = self._settings.outbound
-        limit = self._room.next
-        sources = self._holdings.usable()
-        if self._host_id is None or not sources or limit <= 0 or not (self._noted or self._backlog):
-            return False
-        but = self._room.but(self._destinations.closed())
-        asked = dict(islice(self._noted.items(), _MOST_ASKED * limit))
-        for id_ in asked:
-            del self._noted[id_]
-        self._backlog = self._backlog and bool(asked)
-        options: _Options = {"lease": outbound.lease, "limit": limit, "but": but}
-        try:
-            claims, bodies = await self._db.visit(self._take, self._host_id, sources, list(asked), options)
-        except Unavailable:
-            self._backlog = True
-            raise
-        # What was noted and not claimed, for want of room or of time, is found by asking for all that is due; but there it would stand
-        # behind a storm of retries.
-        self._backlog = self._backlog or len(claims) == limit or (bool(asked) and but.any)
-        if but.any:
-            self._keep(asked, claims)
-        self._start(claims, bodies)
-        return bool(self._noted or self._backlog)
-
-    def _keep(self, asked: Mapping[MessageId, float], claims: Sequence[Claim]) -> None:
-        """Ask for these again when there is room, but for those that were claimed."""
-        claimed = {claim.message_id for claim in claims}
-        oldest = time.monotonic() - _PUT_OFF
-        self._put_off.update({id_: at for id_, at in asked.items() if id_ not in claimed and at > oldest})
-
-    def _ask_again(self) -> None:
-        """For all that is due, and first for what was put off."""
-        self._noted, self._put_off = self._put_off | self._noted, {}
-        self._backlog = True
-        self._wake.set()
-
-    def _take(
-        self, host_id: HostId, sources: Sequence[str], ids: Sequence[MessageId], options: "_Options"
-    ) -> tuple[list[Claim], dict[MessageId, bytes]]:
-        """Claim what is due of these messages, or of all where there are none; with the small ones' bodies."""
-        if ids:
-            claims = self._db.run(queue.claim_messages, host_id, sources, ids, **options)
-        else:
-            claims = self._db.run(queue.claim_due, host_id, sources, **options)
-        small = {claim.message_id for claim in claims if claim.raw is None and claim.size <= queue.SMALL}
-        bodies = {claim.message_id: claim.raw for claim in claims if claim.raw is not None}
-        try:
-            return claims, bodies | (self._db.run(queue.bodies, list(small)) if small else {})
-        except Unavailable:
-            return claims, bodies  # they are ours, and each will ask for itself
+            self._claiming.on_room(noted=False)
 
     def _drop(self, claims: Sequence[Claim]) -> None:
         self._room.drop(claims)
-        self._wake.set()
+        self._claiming.wake()
+
+    def _on_room(self, *, noted: bool) -> None:
+        self._claiming.on_room(noted=noted)
 
     def _start(self, claims: Sequence[Claim], bodies: Mapping[MessageId, bytes]) -> None:
         by_message: defaultdict[MessageId, list[Claim]] = defaultdict(list)
@@ -347,6 +259,8 @@ class Outbound:
     async def _release(self, claims: Sequence[Claim], delay: float, why: str | None) -> None:
         self._drop(claims)  # their leases must not be renewed any more
         await self._db.call(queue.release, [(claim.id, claim.claim_epoch) for claim in claims], delay, why)
+        if not delay:
+            self._claiming.put_off(claim.message_id for claim in claims)
 
     async def _renew(self) -> None:
         if held := self._room.held:

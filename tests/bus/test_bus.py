@@ -83,6 +83,16 @@ async def heard(subscriber: Subscriber, count: int) -> list[Event | Gap]:
     return found
 
 
+async def heard_until(subscriber: Subscriber, last: Event) -> list[Event | Gap]:
+    found: list[Event | Gap] = []
+    async with asyncio.timeout(10):
+        async for event in subscriber:
+            found.append(event)
+            if event == last:
+                break
+    return found
+
+
 def test_a_note_reaches_who_holds_the_address_and_nobody_else(credentials: Path) -> None:
     bus = settings(credentials)
 
@@ -133,6 +143,39 @@ def test_two_brokers_give_each_note_once_and_one_may_die(credentials: Path) -> N
             assert await heard(subscriber, 5) == notes
         publisher.close()
         subscriber.close()
+
+    asyncio.run(main())
+
+
+def test_notes_that_have_come_are_read_without_a_turn_of_the_loop_for_each(credentials: Path) -> None:
+    """A turn takes long on a busy loop, and notes come faster."""
+    bus = settings(credentials)
+
+    async def main() -> None:
+        publisher = Publisher(bus, key(credentials))
+        subscriber, other = (Subscriber(bus, key(credentials), ["ready/"]) for _ in range(2))
+        with broker(bus, credentials):
+            await connected(publisher, other, Ready("192.0.2.1", []))
+            await connected(publisher, subscriber, Ready("192.0.2.2", []))
+            notes = [Ready("192.0.2.3", [uuid4()]) for _ in range(200)]
+            for note in notes:
+                publisher.publish(note)
+            assert notes[-1] in await heard_until(other, notes[-1])  # so they have come to both
+            turns = 0
+
+            async def count() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await asyncio.sleep(0)
+
+            counting = asyncio.ensure_future(count())
+            assert (await heard_until(subscriber, notes[-1]))[-200:] == notes
+            counting.cancel()
+            assert 0 < turns < 60
+        publisher.close()
+        subscriber.close()
+        other.close()
 
     asyncio.run(main())
 

@@ -130,6 +130,26 @@ def test_fresh_mail_goes_ahead_of_a_storm_to_the_same_destination(bench: Bench) 
     run(main())
 
 
+def test_a_burst_of_fresh_mail_goes_ahead_of_a_storm(bench: Bench) -> None:
+    """More of it than is claimed at once; and where both wait for a connection, they take turns."""
+
+    async def main() -> None:
+        bench.options.update(connections_per_destination=2, batch=5)
+        notes = Notes()
+        async with bench.dns(), bench.serve(script=Script(delay={"dot": 0.05})) as mx:
+            for number in range(100):
+                await bench.submit(f"r{number}@example.net")
+            bench.db.run(lambda conn: conn.execute("UPDATE deliveries SET status = 'reattempt', attempts = 1"))
+            fresh = [await bench.submit(f"fresh{number}@example.net") for number in range(15)]
+            notes.queue.put_nowait(Ready(bench.tenant.sources[0], fresh))
+            async with bench.work(notes):
+                for message_id in fresh:
+                    await bench.deliveries(message_id)
+                assert len(mx.records) < 50
+
+    run(main())
+
+
 def test_an_organization_leaves_room_to_others_at_a_slow_destination(bench: Bench, pepper: Pepper) -> None:
     """A hundred mails of one organization wait there; one of another that comes last is not the last to be delivered."""
 
