@@ -322,8 +322,9 @@ class _Connection(psycopg.Connection[TupleRow]):
         first, *others = str(given.get("password", "")).split("\n")
         try:
             conn = super().connect(conninfo, **({**kwargs, "password": first} if others else kwargs))
-        except psycopg.OperationalError as error:
-            if not others or error.pgconn is None or not error.pgconn.used_password:
+        except psycopg.OperationalError:
+            # It is the last host's, which may be dead while another one has refused the password.
+            if not others:
                 raise
             conn = super().connect(conninfo, **{**kwargs, "password": others[0]})
         cls._wrote[hosts] = conn.info.host

@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from msgspec import structs
 
 from remails import db as db_module
 from remails import store
@@ -287,8 +288,10 @@ def test_while_the_password_is_changed_both_are_tried(tmp_path: Path) -> None:
         server.start()
         with psycopg.connect(f"{server.dsn} dbname=postgres", autocommit=True) as conn:
             settings = DatabaseSettings(dsn=f"{server.dsn} user=remails dbname=postgres", wait_timeout=5)
+            hosts = f"{psycopg.conninfo.conninfo_to_dict(server.dsn)['host']},/nowhere"
+            beside_a_dead_one = structs.replace(settings, dsn=psycopg.conninfo.make_conninfo(settings.dsn, host=hosts))
 
-            def works(password: str) -> bool:
+            def works(password: str, settings: DatabaseSettings = settings) -> bool:
                 with contextlib.suppress(ConfigError):
                     opened = Database(settings, password, "test")
                     opened.open(wait=True)
@@ -300,6 +303,7 @@ def test_while_the_password_is_changed_both_are_tried(tmp_path: Path) -> None:
 
             assert works("old") and not works("new")
             assert works("new\nold") and works("old\nnew")
+            assert works("new\nold", beside_a_dead_one)
             conn.execute("ALTER ROLE remails PASSWORD 'new'")
             assert works("new\nold") and works("new")
             assert not works("neither\nold")
