@@ -81,11 +81,12 @@ class Controller:
         (self.inventory / "hosts.yml").write_text(json.dumps(inventory, indent=1), encoding="utf-8")
 
     def learn_keys(self) -> None:
-        """Trust the hosts as they are now: each makes itself keys when it first boots."""
+        """Trust the hosts that are on as they are now: each makes itself keys when it first boots."""
         program = self.directory / "ssh"
         program.write_text(f'#!/bin/sh\nexec {shlex.join(self._fleet.inside("control"))} ssh "$@"\n', encoding="utf-8")
         program.chmod(0o755)
-        keys = {host.ip: host.run("cat /etc/ssh/ssh_host_ed25519_key.pub") for host in self._fleet.hosts.values()}
+        on = [host for host in self._fleet.hosts.values() if host.leader()]
+        keys = {host.ip: host.run("cat /etc/ssh/ssh_host_ed25519_key.pub") for host in on}
         (self.directory / "known_hosts").write_text(
             "".join(f"{ip} {key}" for ip, key in keys.items()), encoding="utf-8"
         )

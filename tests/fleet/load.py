@@ -27,7 +27,6 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from hosts import Fleet
 
-PATIENCE = 180  # seconds for one mail
 PAUSE = 0.25  # seconds after an attempt on each host has failed
 CONNECTION = 20  # mails on one connection
 IDLE = 5.0  # seconds after which a connection is not used again: the edge ends those of HTTP that are idle for longer
@@ -221,6 +220,7 @@ class Load:
         hosts: the addresses of the hosts; mail number n is tried at each, beginning with n modulo their number.
         rate: mails in a second; 0: as fast as the threads can.
         count: most mails; None: until the end of the block.
+        patience: seconds after which a mail that no host has taken is given up.
     """
 
     fleet: Fleet
@@ -230,6 +230,7 @@ class Load:
     rate: float
     count: int | None = None
     threads: int = 8
+    patience: float = 180
     attempts: list[Attempt] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -261,7 +262,7 @@ class Load:
                 self._mail(number)
 
     def _mail(self, number: int) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self.patience
         for attempt in itertools.count():
             if attempt and attempt % len(self.hosts) == 0:
                 time.sleep(PAUSE)

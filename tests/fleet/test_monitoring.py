@@ -89,3 +89,5 @@ def test_a_dead_host_is_told_once_by_mail_that_does_not_pass_the_relay(
     host.start()
     host.wait()
     until(lambda: "HostDead out3" not in prometheus.firing(), 90, "the alert to be over")
+    until(lambda: deployment.world.mails("over: HostDead out3", since), 300, "a mail that tells of the end")
+    assert len(deployment.world.mails("page: HostDead out3", since)) == 1
