@@ -187,6 +187,14 @@ def test_a_host_is_rebooted_under_load(
     deployment.cluster_whole()
 
 
+def test_a_host_that_needs_no_reboot_is_left_alone(deployment: Deployment) -> None:
+    host = deployment.fleet.hosts["out2"]
+    deployment.ready()
+    before, held = host.leader(), deployment.holders()
+    deployment.controller.playbook("playbooks/reboot.yml", "-e", f"host={host.name}", "-e", "needed=true").ok()
+    assert host.leader() == before and deployment.holders() == held
+
+
 def test_secrets_are_rotated_without_losing_mail(deployment: Deployment, customers: dict[str, Customer]) -> None:
     """As docs/operations.md says: all three kinds at once, then the old ones go."""
     (old,) = sealed(deployment)
