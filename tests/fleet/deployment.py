@@ -25,6 +25,7 @@ import yaml
 from click.testing import CliRunner
 from controller import Controller, Run
 from hosts import BYOIP, CLOUD, CONTROL, MX, NETWORK, RESOLVER, Fleet, Host, until
+from issuer import Issuer
 from load import Load, Rest, Smtp
 from world import World
 
@@ -49,6 +50,8 @@ PREFERRED = {f"{BYOIP}.11": "out1", f"{BYOIP}.12": "out2", f"{BYOIP}.13": "out3"
 REMAILS = "/opt/remails/current/bin/remails"
 PATRONICTL = "patronictl -c /etc/patroni/config.yml"
 API_PORT = 8000
+NAME = "relay.test"
+"""The relay's, to which its certificate is made out."""
 FRONT = [f"{NETWORK}.101", f"{NETWORK}.102"]
 """The edges' virtual addresses, where clients come."""
 
@@ -88,6 +91,7 @@ class Deployment:
 
     Attributes:
         secrets: the inventory's file of them, as for ansible-vault.
+        issuer: who issues the relay's certificate.
         took: seconds from bare hosts to ready addresses; None on a fleet that was kept.
     """
 
@@ -97,11 +101,11 @@ class Deployment:
         self.fleet, self.world = fleet, world
         for address in FRONT:
             fleet.share(address, *(fleet.hosts[name] for name in GROUPS["edge"]))
-        self.secrets = fleet.directory / "vault.yml"
+        self.secrets, self.issuer = fleet.directory / "vault.yml", Issuer(fleet, world)
         self.controller = Controller(fleet, GROUPS, self.variables())
         for ip in PREFERRED:
             world.publish_address(ip, ptr_name(ip))
-        world.publish(("relay.test", "A", FRONT[0]))
+        world.publish((NAME, "A", FRONT[0]))
         fleet.hosts["place1"].run(PLACE.replace("KEY", image.key().with_suffix(".pub").read_text(encoding="utf-8")))
         self._serve_cloud(fleet.directory / "cloud.json")
 
@@ -134,10 +138,11 @@ class Deployment:
             "postgresql_ballast": 16,
             "resolver_forward": [RESOLVER],  # the fleet has a DNS of its own, which nobody signs
             "resolver_unsigned": UNSIGNED,
-            "remails_hostname": "relay.test",
+            "remails_hostname": NAME,
             **yaml.safe_load(self.secrets.read_text(encoding="utf-8")),
             "remails_provider_token": TOKEN,
             "edge_addresses": FRONT,
+            "certificates_authorities": self.issuer.authorities(),
             # Alerts go straight to the mailbox of the world.
             "monitoring_mail_smarthost": f"{MX}:587",
             "monitoring_mail_from": "alerts@watch.test",
@@ -145,7 +150,8 @@ class Deployment:
             "monitoring_mail_tls": False,
             "monitoring_verify": False,
             "remails_settings": {
-                "api": {"url": "https://relay.test"},
+                "api": {"url": f"https://{NAME}"},
+                **self.issuer.settings(),
                 "ipagent": {
                     "provider": "upcloud",
                     "provider_url": f"http://{CLOUD}:{CLOUD_PORT}/1.3",

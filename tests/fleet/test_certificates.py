@@ -1,86 +1,24 @@
-"""The relay's certificate on hosts: issued by an authority of the world through an edge, and renewed while clients greet every door."""
+"""The relay's certificate on hosts: issued by an authority of the world through the edges, and renewed while clients greet every door."""
 
+import itertools
 import re
 import socket
 import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
-from click.testing import CliRunner
-from controller import Controller, Run
 from cryptography import x509
-from deployment import SERVICES, UNSIGNED, Deployment, check
-from hosts import CONTROL, RESOLVER, Fleet, until
-from issuer import Issuer
-from load import Load
-from world import World
+from deployment import FRONT, GROUPS, NAME, Customer, Deployment, check, load
+from hosts import Fleet, Host, until
 
-from remails import cli
+pytestmark = [pytest.mark.fleet, pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.usefixtures("whole")]
 
-pytestmark = [pytest.mark.fleet, pytest.mark.long, pytest.mark.timeout(1800)]
-
-NAME, BACK, FRONT = "relay.fronted.test", "back", "front"
 HTTPS, SMTPS, SUBMISSION = 443, 465, 587
 RATE = 10  # mails in a second by either door, beside the greetings
 PAUSE = 0.1  # seconds between two greetings of one door
 FILE = "/etc/remails/tls/relay.pem"
-
-
-class Fronted(Deployment):
-    """A whole relay on one host, and an edge in front of it."""
-
-    def __init__(self, fleet: Fleet, world: World) -> None:
-        self.fleet, self.world, self.issuer = fleet, world, Issuer(fleet, world)
-        ip, self.ip = (fleet.hosts[name].ip for name in (BACK, FRONT))
-        world.publish((NAME, "A", self.ip))
-        world.publish_address(ip, f"out.{NAME}")
-        said = {
-            "firewall_control": [CONTROL],
-            "resolver_forward": [RESOLVER],
-            "resolver_unsigned": UNSIGNED,
-            "remails_hostname": NAME,
-            "postgresql_memory": 1024,
-            "certificates_authorities": self.issuer.authorities(),
-            "remails_settings": {"api": {"url": f"https://{NAME}"}, **self.issuer.settings()},
-            "ipagent_pools": [{"name": "shared", "default": True}],
-            "ipagent_addresses": [{"ip": ip, "pool": "shared", "ptr_name": f"out.{NAME}"}],
-        }
-        groups = {group: [BACK] for group in (*SERVICES, "database")} | {"edge": [FRONT]}
-        self.controller = Controller(fleet, groups, said, "fronted")
-        self._secrets = self.controller.directory / "vault.yml"
-        CliRunner().invoke(cli.main, ["keys", "vault", str(self._secrets)], catch_exceptions=False)
-
-    def playbook(self, name: str, *arguments: str) -> Run:
-        """Run one to its end."""
-        return self.controller.playbook(f"playbooks/{name}.yml", "--extra-vars", f"@{self._secrets}", *arguments)
-
-    def site(self) -> Run:
-        """Everything, by `playbooks/site.yml`."""
-        return self.playbook("site")
-
-    def remails(self, *words: str, host: str = BACK) -> str:
-        """Run an operator's command. Raises RuntimeError."""
-        return super().remails(*words, host=host)
-
-    def leader(self, limit: float = 60) -> str:
-        """The only host of the database."""
-        return BACK
-
-    def serials(self) -> set[int]:
-        """Of the certificates in the files of the hosts that show it."""
-        ask = f"openssl x509 -in {FILE} -noout -serial"
-        said = [self.fleet.hosts[name].run(ask) for name in (BACK, FRONT)]
-        return {int(text.strip().removeprefix("serial="), 16) for text in said}
-
-
-@pytest.fixture
-def fronted(ground: Fleet, world: World) -> Iterator[Fronted]:
-    """Two hosts of its own, which are gone afterwards."""
-    with ground.lending(**{BACK: "bookworm", FRONT: "trixie"}):
-        yield Fronted(ground, world)
 
 
 class Greetings:
@@ -89,17 +27,18 @@ class Greetings:
     Only what is read after the handshake says that it was whole: in TLS 1.3 a client is done before the server is.
 
     Attributes:
-        seen: the serial of each greeting that went well, by port, in order.
+        seen: the serial of each greeting that went well, by address and port, in order.
         failed: what was wrong with the others.
     """
 
-    def __init__(self, fleet: Fleet, address: str, root: str) -> None:
-        self._fleet, self._address = fleet, address
+    def __init__(self, fleet: Fleet, root: str) -> None:
+        self._fleet = fleet
         self._context = ssl.create_default_context(cadata=root)
-        self.seen: dict[int, list[int]] = {port: [] for port in (HTTPS, SMTPS, SUBMISSION)}
+        doors = itertools.product(FRONT, (HTTPS, SMTPS, SUBMISSION))
+        self.seen: dict[tuple[str, int], list[int]] = {door: [] for door in doors}
         self.failed: list[str] = []
         self._stop = threading.Event()
-        self._workers = [threading.Thread(target=self._work, args=(port,), daemon=True) for port in self.seen]
+        self._workers = [threading.Thread(target=self._work, args=door, daemon=True) for door in self.seen]
 
     def __enter__(self) -> "Greetings":
         for worker in self._workers:
@@ -111,20 +50,24 @@ class Greetings:
         for worker in self._workers:
             worker.join()
 
-    def everywhere(self, serial: int) -> bool:
-        """Whether each door has shown this certificate, and it alone, the last twenty times."""
-        return all(seen[-20:] == [serial] * 20 for seen in self.seen.values())
+    def show(self, serial: int, limit: float) -> None:
+        """Wait until each door has shown this certificate, and it alone, the last twenty times, or a greeting has failed."""
+        until(
+            lambda: self.failed or all(seen[-20:] == [serial] * 20 for seen in self.seen.values()),
+            limit,
+            f"the certificate {serial:x} at every door",
+        )
 
-    def _work(self, port: int) -> None:
+    def _work(self, address: str, port: int) -> None:
         with self._fleet.network("world"):
             while not self._stop.wait(PAUSE):
                 try:
-                    self.seen[port].append(self._greet(port))
+                    self.seen[address, port].append(self._greet(address, port))
                 except (OSError, ValueError) as error:
-                    self.failed.append(f"{time.strftime('%T')} port {port}: {type(error).__name__} {error}")
+                    self.failed.append(f"{time.strftime('%T')} {address}:{port}: {type(error).__name__} {error}")
 
-    def _greet(self, port: int) -> int:
-        with socket.create_connection((self._address, port), 20) as plain:
+    def _greet(self, address: str, port: int) -> int:
+        with socket.create_connection((address, port), 20) as plain:
             if port == SUBMISSION:
                 _expect(plain, b"220")
                 _expect(plain, b"250", b"EHLO client.test\r\n")
@@ -155,27 +98,67 @@ def _expect(sock: socket.socket, code: bytes, said: bytes = b"") -> None:
         raise ValueError(f"{answer!r} instead of {code!r}")
 
 
-def test_a_certificate_is_renewed_under_load(fronted: Fronted) -> None:
-    """No handshake fails, and soon the new one is seen at every door; what the playbooks then find is as it should be."""
-    fronted.site().ok()
-    fronted.ready()
-    customer = fronted.customer("Fronted")
-    (before,) = fronted.serials()
+def serial(host: Host) -> int:
+    """That of the certificate in the file which the host shows."""
+    return int(host.run(f"openssl x509 -in {FILE} -noout -serial").strip().removeprefix("serial="), 16)
+
+
+def shown(deployment: Deployment, *, but: str = "") -> int:
+    """The serial of the one certificate of all hosts that show one, but for this one."""
+    names = {*GROUPS["inbound"], *GROUPS["edge"]} - {but}
+    (found,) = {serial(deployment.fleet.hosts[name]) for name in names}
+    return found
+
+
+def test_a_certificate_is_renewed_under_load(deployment: Deployment, customers: dict[str, Customer]) -> None:
+    """No handshake fails, and soon the new one is seen at every door of each edge; what the playbooks then find is as it should be."""
+    before = shown(deployment)
     with (
-        Load(fronted.fleet, "renewal smtp", customer.smtp, [fronted.ip], rate=RATE) as smtp,
-        Load(fronted.fleet, "renewal rest", customer.rest, [fronted.ip], rate=RATE) as rest,
-        Greetings(fronted.fleet, fronted.ip, fronted.issuer.root()) as greetings,
+        load(deployment, customers["other"], "inbound", "renewal smtp", rate=RATE) as smtp,
+        load(deployment, customers["acme"], "api", "renewal rest", rate=RATE) as rest,
+        Greetings(deployment.fleet, deployment.issuer.root()) as greetings,
     ):
-        until(lambda: greetings.failed or greetings.everywhere(before), 90, "the first certificate at every door")
-        fronted.playbook("certificates", "-e", "certificates_renew=true").ok()
-        (after,) = fronted.serials()
-        until(lambda: greetings.failed or greetings.everywhere(after), 60, "the new certificate at every door")
+        greetings.show(before, 90)
+        deployment.controller.playbook("playbooks/certificates.yml", "-e", "certificates_renew=true").ok()
+        after = shown(deployment)
+        greetings.show(after, 60)
     print(f"renewal: {sum(map(len, greetings.seen.values()))} handshakes", file=sys.__stderr__)
     assert greetings.failed == []
     assert after != before
-    # The reload that took up the certificate carried over what the edge knew of the host behind it.
-    assert f" {BACK} " in fronted.fleet.hosts[FRONT].run("cat /run/haproxy/servers")
+    # The reload that took up the certificate carried over what the edges knew of the hosts behind them.
+    for name in GROUPS["edge"]:
+        known = deployment.fleet.hosts[name].run("cat /run/haproxy/servers")
+        assert all(f" {host} " in known for host in GROUPS["api"])
     for stream in (smtp, rest):
         assert dict(stream.reasons()) == {}
-        check(fronted, stream, 120)
-    assert fronted.site().ok().changed == {BACK: 0, FRONT: 0}
+        check(deployment, stream, 120)
+    assert deployment.site().ok().changed == dict.fromkeys(deployment.hosts, 0)
+
+
+def test_a_certificate_is_renewed_while_an_edge_is_dead(deployment: Deployment) -> None:
+    """The authority finds the proof where the virtual address has gone to, and the edge shows the new one soon after it is back."""
+    before, name = shown(deployment), GROUPS["edge"][0]
+    edge = deployment.fleet.hosts[name]
+    until(lambda: has_relay(edge), 30, "the relay's address to be where it belongs")
+    edge.kill()
+    arguments = ["--limit", f"!{name}", "-e", "certificates_renew=true"]
+    deployment.controller.playbook("playbooks/certificates.yml", *arguments).ok()
+    after = shown(deployment, but=name)
+    assert after != before
+    greet(deployment, after)
+    edge.start()
+    edge.wait()
+    until(lambda: has_relay(edge) and serial(edge) == after, 60, "the edge to have its address and the certificate")
+    greet(deployment, after)
+
+
+def has_relay(edge: Host) -> bool:
+    """Whether the address that the relay's name leads to is on this edge."""
+    return f" {FRONT[0]}/" in edge.run("ip -4 addr")
+
+
+def greet(deployment: Deployment, serial: int) -> None:
+    """Every door of both addresses shows this certificate."""
+    with Greetings(deployment.fleet, deployment.issuer.root()) as greetings:
+        greetings.show(serial, 60)
+    assert greetings.failed == []
