@@ -13,10 +13,15 @@ thresholds). Of that, an organization may have as much as it leaves to the other
 `closed` names the mail that must not be claimed for him: it stays in the database, due, until `Room.on_room` says that there is room
 again. The other half is for what was noted, which need not wait for a storm of retries. One more batch of each may have been claimed
 before that was known; what comes beyond it, for domains not known to lead here, is sent away.
+
+A destination that has not answered yet, or not the last time, is called by one connection until it does. When it keeps silent (servers that do not
+exist any more do, for all of `connect_timeout`), who stands in line is sent away, and nothing is claimed for it until that call is over. Such
+first calls may be about half of what an organization has in hand, so that there is room for who answers.
 """
 
 import asyncio
 import contextlib
+import operator
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
@@ -32,11 +37,13 @@ from remails.store.queue import Claim, Closed
 
 Key = tuple[str, tuple[str, ...]]
 """The source address and the names of the MX hosts."""
+_SILENT = "the destination does not answer"
 _Line = tuple[OrganizationId, bool]
 """Whose, and whether it was tried before."""
 
 _FOR_EACH_CONNECTION = 16  # deliveries in hand, so that a connection need not wait for the database
 _REMEMBERED = 1000  # domains and organizations of one destination
+_PATIENCE = 2.0  # seconds without an answer to a call, after which a destination is silent
 _FORGET = 900.0  # seconds without use, longer than any rest
 
 
@@ -55,7 +62,9 @@ class Destination:
         self._everywhere, self._settings, self._source, self._room = everywhere, settings, source, room
         self.window = Window(settings.connections_per_destination)
         self.used_at = time.monotonic()
-        self._active = 0
+        self._active = self._calls = 0
+        self._answers = self._is_silent = False
+        self._answered_at = float("-inf")
         self._in_hand: Counter[OrganizationId] = Counter()
         self._senders: dict[tuple[str, OrganizationId], None] = {}
         """Domains it stands for, and who sends there; of late."""
@@ -85,13 +94,10 @@ class Destination:
         self._senders[sender] = None
         if len(self._senders) > _REMEMBERED:
             del self._senders[next(iter(self._senders))]
-        self._refuse_when_at_rest()
+        self._refuse_in_vain()
         if self._in_hand[organization_id] >= self._most(organization_id) + 2 * self._room.batch:
             self._everywhere.crowded(self)
-            # What was never tried is asked for again as soon as there is room (`Claiming.put_off`).
-            raise Busy(
-                "others wait for the same destination", self._settings.poll_interval if claims[0].attempts else 0
-            )
+            raise Busy("others wait for the same destination", self._delay(claims[0]))
         self._in_hand[organization_id] += deliveries
         if self._has_no_room(organization_id, noted=False):
             self._everywhere.crowded(self)
@@ -115,35 +121,36 @@ class Destination:
         """
         if self._everywhere.is_stopping:
             raise Busy("the service stops", 0)
-        if self._active < self.window.limit and not self._lines:
+        if not self._answers and self._everywhere.calls_enough(claim.organization_id):
+            raise Busy("many destinations do not answer", self._delay(claim))
+        if self._active < self._limit and not self._lines:
             self._active += 1
         else:
             await self._stand_in_line((claim.organization_id, claim.attempts > 0))
         try:
-            self._refuse_when_at_rest()
+            self._refuse_in_vain()
+            if not self._answers:
+                self._everywhere.calls(self, claim.organization_id)
             yield
         finally:
             self._active -= 1
+            self._everywhere.called(self)
             self._serve()
 
     def closed(self, *, noted: bool) -> list[Closed]:
         """What is not to be claimed now: of what was noted, or of all that is due, for which there is less room."""
-        rests = self.window.rest(time.monotonic()) > 0
+        is_closed = self._is_silent or self.window.rest(time.monotonic()) > 0
         without = {one for one in self._in_hand if self._has_no_room(one, noted)}
         self._left_out[noted] |= without
         return [
             Closed(self._source, domain, organization_id)
             for domain, organization_id in self._senders
-            if rests or organization_id in without
+            if is_closed or organization_id in without
         ]
 
     def stop(self) -> None:
         """Send away who waits: what was not begun is given back."""
-        for line in self._lines.values():
-            for turn in line:
-                if not turn.done():
-                    turn.set_exception(Busy("the service stops", 0))
-        self._lines.clear()
+        self._dismiss("the service stops", 0)
 
     def _most(self, organization_id: OrganizationId) -> int:
         """How much that organization may have in hand here: as much as it leaves to others, of what the destination may have."""
@@ -154,10 +161,28 @@ class Destination:
         most, in_hand = self._most(organization_id), self._in_hand[organization_id]
         return in_hand >= most if noted else 2 * in_hand > most
 
-    def _refuse_when_at_rest(self) -> None:
+    def _delay(self, claim: Claim) -> float:
+        """Until what found no room is due again; what was never tried is asked for as soon as there is some (`Claiming.put_off`)."""
+        return self._settings.poll_interval if claim.attempts else 0
+
+    def _refuse_in_vain(self) -> None:
         if (rest := self.window.rest(time.monotonic())) > 0:
             self._everywhere.crowded(self)
             raise Busy(f"not tried now, the destination did not take more: {self._last}", rest)
+        if self._is_silent:
+            raise Busy(_SILENT, self._settings.poll_interval)
+
+    @property
+    def _limit(self) -> int:
+        """Connections now."""
+        return self.window.limit if self._answers else 1
+
+    def _dismiss(self, why: str, delay: float) -> None:
+        for line in self._lines.values():
+            for turn in line:
+                if not turn.done():
+                    turn.set_exception(Busy(why, delay))
+        self._lines.clear()
 
     async def _stand_in_line(self, line: _Line) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -172,7 +197,7 @@ class Destination:
 
     def _serve(self) -> None:
         """Give free slots to those who wait: the line that was served goes to the end."""
-        while self._lines and self._active < self.window.limit:
+        while self._lines and self._active < self._limit:
             line, waiting = next(iter(self._lines.items()))
             del self._lines[line]
             turn = waiting.popleft()
@@ -189,6 +214,8 @@ class Destination:
             self.window.overloaded(begun_at, time.monotonic())
         elif answer.code is not None:
             self.window.succeeded()
+        if answer.code is not None:
+            self._answered()
 
     async def send(self, place: Place, envelope: Envelope) -> tuple[dict[str, Reply], Session | None]:
         """Offer a message over a kept session, or else a new one; needs a `slot`.
@@ -204,10 +231,45 @@ class Destination:
                 return await self._offer(session, envelope)
         self._make_room()
         try:
-            session = await transport.connect(self._settings, place)
+            session = await self._call(place)
         except transport.Broken as broken:
             return dict.fromkeys(envelope.recipients, broken.reply), None
         return await self._offer(session, envelope)
+
+    async def _call(self, place: Place) -> Session:
+        """Connect, and see whether it answers."""
+        timer = asyncio.get_running_loop().call_later(_PATIENCE, self._hear_nothing, time.monotonic())
+        self._calls += 1
+        try:
+            session = await transport.connect(self._settings, place)
+        except transport.Broken as broken:
+            self._answers = broken.reply.code is not None
+            raise
+        finally:
+            timer.cancel()
+            self._calls -= 1
+            if not self._calls:
+                self._end_silence()
+        self._answered()
+        return session
+
+    def _hear_nothing(self, since: float) -> None:
+        if self._answered_at < since:
+            self._answers, self._is_silent = False, True
+            self._everywhere.crowded(self)
+            self._dismiss(_SILENT, self._settings.poll_interval)
+
+    def _answered(self) -> None:
+        self._answered_at = time.monotonic()
+        self._answers = True
+        self._everywhere.called(self)
+        self._end_silence()
+        self._serve()
+
+    def _end_silence(self) -> None:
+        if self._is_silent:
+            self._is_silent = False
+            self._room.on_room(noted=False)
 
     async def _offer(self, session: Session, envelope: Envelope) -> tuple[dict[str, Reply], Session]:
         try:
@@ -250,6 +312,8 @@ class Destinations:
         self._settings, self._room = settings, room
         self._by_key: dict[Key, Destination] = {}
         self._crowded: dict[Destination, None] = {}
+        self._called: dict[Destination, OrganizationId] = {}
+        """Those that have not answered yet, and who calls them."""
         self._leaving: set[asyncio.Task[None]] = set()
         self.is_stopping = False
 
@@ -258,6 +322,22 @@ class Destinations:
         if key not in self._by_key:
             self._by_key[key] = Destination(self, self._settings, key[0], self._room)
         return self._by_key[key]
+
+    def calls_enough(self, organization_id: OrganizationId) -> bool:
+        """Whether it calls more destinations that have not answered yet than there is room left."""
+        return operator.countOf(self._called.values(), organization_id) > self._room.free
+
+    def calls(self, destination: Destination, organization_id: OrganizationId) -> None:
+        """It calls this one, which has not answered yet."""
+        self._called[destination] = organization_id
+
+    def called(self, destination: Destination) -> None:
+        """It answered, or will not."""
+        if (organization_id := self._called.get(destination)) is not None:
+            had_enough = self.calls_enough(organization_id)
+            del self._called[destination]
+            if had_enough and not self.calls_enough(organization_id):
+                self._room.on_room(noted=False)
 
     def crowded(self, destination: Destination) -> None:
         """This one has no room for somebody, or rests."""

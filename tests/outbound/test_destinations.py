@@ -31,7 +31,7 @@ def count(bench: Bench, condition: str) -> Callable[[], int]:
 
 async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not await asyncio.to_thread(condition):  # on the loop it would wait for connections that the service has
             await asyncio.sleep(0.02)
 
 
@@ -49,12 +49,12 @@ def test_a_burst_to_one_destination_keeps_its_connections_busy(bench: Bench) -> 
             left = count(bench, "status <> 'delivered'")
             async with bench.work():
                 async with asyncio.timeout(60):
-                    while left():
-                        assert sent_away() == 0
+                    while await asyncio.to_thread(left):
+                        assert await asyncio.to_thread(sent_away) == 0
                         await asyncio.sleep(0.05)
             records = await mx.wait(200)
             assert len({record.peer_port for record in records}) == 10
-            row = bench.db.run(
+            row = await bench.db.call(
                 lambda conn: conn.execute("SELECT sum(claim_epoch - attempts) FROM deliveries").fetchone()
             )
             assert row[0] < 100  # few were claimed in vain
@@ -85,11 +85,57 @@ def test_tarpits_take_no_slot_from_others(bench: Bench) -> None:
                 await fast.wait(50)
                 assert not any(tarpit.records for tarpit in tarpits)
                 await until(lambda: count(bench, "status = 'delivered'")() == 50)
-                assert 0 < count(bench, "claimed_by IS NOT NULL")() < 60
+                assert 0 < await asyncio.to_thread(count(bench, "claimed_by IS NOT NULL")) < 60
                 patience.set()
                 for tarpit in tarpits:
                     records = await tarpit.wait(70)
                     assert len({record.rcpt_tos[0] for record in records}) == 70
+
+    run(main())
+
+
+def test_a_destination_that_does_not_answer_has_one_call_in_hand(bench: Bench) -> None:
+    """However many mails there are for it; and it gets all of them when it answers."""
+
+    async def main() -> None:
+        patience = asyncio.Event()
+        async with bench.dns(), bench.serve(script=Script(delay={"banner": patience})):
+            for number in range(40):
+                await bench.submit(f"r{number}@example.net")
+            in_hand = count(bench, "claimed_by IS NOT NULL")
+            async with bench.work():
+                await until(lambda: count(bench, "cause = 'the destination does not answer'")() > 0)
+                await until(lambda: in_hand() == 1)
+                patience.set()
+                await until(lambda: count(bench, "status = 'delivered'")() == 40)
+
+    run(main())
+
+
+def test_silent_destinations_leave_room_to_others(bench: Bench) -> None:
+    """Many of them, which together could have all that the process may have in hand."""
+
+    async def main() -> None:
+        bench.options["concurrency"] = 40
+        patience = asyncio.Event()
+        async with (
+            bench.dns(),
+            bench.serve() as mx,
+            bench.serve("127.0.0.22", Script(delay={"banner": patience})),
+            bench.work(),
+        ):
+            await bench.submit("first@example.net")
+            await mx.wait(1)
+            for number in range(60):
+                bench.zone[f"silent{number}.example", "MX"] = [f"10 mx{number}.silent.example."]
+                bench.zone[f"mx{number}.silent.example", "A"] = ["127.0.0.22"]
+                await bench.submit(f"r@silent{number}.example")
+            await until(lambda: count(bench, "cause = 'many destinations do not answer'")() > 0)
+            await bench.submit("second@example.net")
+            await mx.wait(2)
+            assert await asyncio.to_thread(count(bench, "status = 'delivered'")) <= 2
+            patience.set()
+            await until(lambda: count(bench, "status = 'delivered'")() == 62)
 
     run(main())
 
