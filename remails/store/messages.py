@@ -404,20 +404,34 @@ def remove_body(conn: Connection, organization_id: OrganizationId, message_id: M
     return removed > 0
 
 
-def remove_old_bodies(conn: Connection, limit: int) -> int:
-    """Forget bodies that are older than their project keeps them and not waiting; returns how many."""
-    return conn.execute(
+def remove_old_bodies(conn: Connection, after: MessageId, limit: int) -> tuple[int, MessageId | None]:
+    """Look at the next bodies by age, and forget those that are older than their project keeps them and not waiting.
+
+    Returns:
+        How many were forgotten, and the last one looked at, None when those after it are too young for every project.
+    """
+    row = conn.execute(
         """
-        DELETE FROM message_bodies WHERE message_id IN (
-            SELECT b.message_id FROM message_bodies b
-            JOIN messages m ON m.id = b.message_id JOIN projects p ON p.id = m.project_id
-            WHERE m.created_at < now() - make_interval(days => p.retention_period_days)
-                AND NOT EXISTS (SELECT FROM deliveries d WHERE d.message_id = m.id
+        WITH found AS MATERIALIZED (
+            SELECT m.id, m.created_at, p.retention_period_days
+            FROM (SELECT message_id FROM message_bodies WHERE message_id > %s ORDER BY message_id LIMIT %s) b
+            JOIN messages m ON m.id = b.message_id JOIN projects p ON p.id = m.project_id),
+        forgotten AS (
+            DELETE FROM message_bodies b USING found f
+            WHERE b.message_id = f.id AND f.created_at < now() - make_interval(days => f.retention_period_days)
+                AND NOT EXISTS (SELECT FROM deliveries d WHERE d.message_id = f.id
                     AND d.status IN ('accepted', 'reattempt', 'held'))
-            ORDER BY b.message_id LIMIT %s)
+            RETURNING b.message_id)
+        SELECT (SELECT count(*) FROM forgotten), id,
+            created_at < now() - make_interval(days => (SELECT min(retention_period_days) FROM projects))
+        FROM found ORDER BY id DESC LIMIT 1
         """,
-        [limit],
-    ).rowcount
+        [after, limit],
+    ).fetchone()
+    if row is None:
+        return 0, None
+    forgotten, last, is_old = row
+    return forgotten, last if is_old else None
 
 
 def remove_old(conn: Connection, days: int, limit: int) -> int:

@@ -166,6 +166,27 @@ def test_bodies_go_when_their_project_says_so_and_what_waits_keeps_its_own(db: D
     assert db.run(messages.get, tenant.organization_id, old) is not None, "what happened to it is kept longer"
 
 
+def test_bodies_that_are_kept_for_long_hide_none_behind_them(
+    db: Database, tenant: seed.Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a batch of them, older than what is to go; and nothing that is too young for all is looked at."""
+    monkeypatch.setattr(retention, "_BATCH", 3)
+    for _ in range(7):
+        _age(db, _send(db, tenant), 60)  # waiting, as if for a project that keeps them
+    old = [_send(db, tenant) for _ in range(5)]
+    for message_id in old:
+        _age(db, message_id, 50)
+        _finish(db, message_id)
+    young = [_send(db, tenant) for _ in range(20)]
+    looked = []
+    remove = messages.remove_old_bodies
+    monkeypatch.setattr(messages, "remove_old_bodies", lambda *args: (looked.append(args), remove(*args))[1])
+    _run(retention.run(db, 86400))
+    assert [db.run(messages.body, tenant.organization_id, id_) for id_ in old] == [None] * 5
+    assert all(db.run(messages.body, tenant.organization_id, id_) for id_ in young)
+    assert len(looked) == 5  # of three, and 12 are old
+
+
 def test_finished_messages_go_after_ninety_days(db: Database, tenant: seed.Tenant) -> None:
     young, old, waiting = (_send(db, tenant) for _ in range(3))
     for message_id, days in ((young, 89), (old, 91), (waiting, 91)):
