@@ -9,12 +9,13 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from deployment import GROUPS, Customer, Deployment, load
+from deployment import COPIES, GROUPS, Customer, Deployment, load
 from hosts import until
 
 pytestmark = [pytest.mark.fleet, pytest.mark.long, pytest.mark.timeout(1800)]
 COUNTS = "SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM message_bodies)"
 REPOSITORY = "/var/lib/pgbackrest/backup/remails"
+COPY_STATE = "/var/lib/remails-backups/state/independent.json"
 
 
 def job(deployment: Deployment, kind: str) -> str:
@@ -39,6 +40,17 @@ def test_both_backups_are_taken_and_can_be_restored(deployment: Deployment, cust
     for kind in ("wal", "full", "independent", "drill"):
         success = metric(deployment, "last_success_timestamp_seconds", kind)
         assert success > max(time.time() - 1200, metric(deployment, "last_failure_timestamp_seconds", kind))
+
+
+def test_a_drill_before_the_first_independent_copy_is_well(deployment: Deployment) -> None:
+    watch, place = deployment.fleet.hosts["watch1"], deployment.fleet.hosts["place1"]
+    watch.run(f"mv {COPY_STATE} /root/kept")
+    place.run(f"mv {COPIES}/remails {COPIES}/kept")
+    try:
+        assert job(deployment, "drill") == ""
+    finally:
+        watch.run(f"mv /root/kept {COPY_STATE}")
+        place.run(f"mv {COPIES}/kept {COPIES}/remails")
 
 
 @pytest.mark.parametrize(

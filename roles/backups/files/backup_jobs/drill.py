@@ -9,6 +9,7 @@ from .programs import Failed
 from .repository import DAY, verify
 from .server import Server, initialize, load
 from .settings import Settings
+from .state import state
 
 
 def drill(settings: Settings) -> dict[str, Any]:
@@ -22,7 +23,8 @@ def drill(settings: Settings) -> dict[str, Any]:
         if late > 2 * settings.rpo + 60:
             raise Failed(f"the newest that can be restored is {late:.0f} s old; {settings.rpo} s are promised")
         found = sound(server)
-    if settings.place:
+    # Before the first copy there is none to restore; if that is late, an alert of its own says so.
+    if settings.place and state(settings, "independent").get("first"):
         found["copy"] = drill_copy(settings)
     return found | {"late": round(max(late, 0)), "restored_in": round(took)}
 
