@@ -234,6 +234,14 @@ class Deployment:
 
         return until(ask, limit, "the database to be led")[0]
 
+    def member(self, role: str, limit: float = 60) -> str:
+        """The host with this role in the database cluster; waits until Patroni has given it to one."""
+
+        def ask() -> str:
+            return next((name for name, one in self.members().items() if one["Role"] == role), "")
+
+        return until(ask, limit, f"a {role}")
+
     def cluster_whole(self, limit: float = 120) -> None:
         """Wait until every member of the database cluster does its part, one of them as the synchronous standby."""
 

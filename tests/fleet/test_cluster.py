@@ -15,11 +15,6 @@ RATE = 20
 FAILOVER = 60  # seconds; measured: up to 31
 
 
-def one_of(deployment: Deployment, role: str) -> str:
-    """The host of the cluster with this role."""
-    return next(name for name, member in deployment.members().items() if member["Role"] == role)
-
-
 @contextlib.contextmanager
 def mail(deployment: Deployment, customers: dict[str, Customer], name: str) -> Iterator[list[Load]]:
     """Mail by both doors while something happens to the database, and goes on afterwards; then every mail is looked for."""
@@ -59,7 +54,7 @@ def _found(deployment: Deployment, stream: Load) -> None:
 
 
 def test_its_members_speak_by_certificates_only(deployment: Deployment) -> None:
-    host = deployment.fleet.hosts[one_of(deployment, "Leader")]
+    host = deployment.fleet.hosts[deployment.member("Leader")]
     for port in (2379, 2380):
         said = host.run(f"(printf x; sleep 1) | openssl s_client -quiet -connect {host.ip}:{port} 2>&1; true")
         assert "alert" in said and "certificate" in said, said
@@ -69,7 +64,7 @@ def test_its_members_speak_by_certificates_only(deployment: Deployment) -> None:
     assert codes == ["200", "403"]
     ssl = "SELECT count(*) FILTER (WHERE ssl), count(*) FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)"
     assert deployment.sql(ssl) == [["2", "2"]]
-    assert deployment.sql("SHOW synchronous_standby_names") == [[one_of(deployment, "Sync Standby")]]
+    assert deployment.sql("SHOW synchronous_standby_names") == [[deployment.member("Sync Standby")]]
 
 
 def test_the_primary_is_killed_while_mail_comes_in_and_goes_out(
@@ -91,7 +86,7 @@ def test_an_upgrade_goes_from_member_to_member(deployment: Deployment, customers
     with mail(deployment, customers, "upgrade"):
         deployment.controller.playbook("playbooks/upgrade-postgresql.yml", "-e", "upgrade_forced=true").ok()
         assert deployment.leader() != before
-        standby = one_of(deployment, "Sync Standby")
+        standby = deployment.member("Sync Standby")
         deployment.controller.playbook("playbooks/switchover.yml").ok()
         assert deployment.leader() == standby
     picture = deployment.controller.playbook("playbooks/status.yml").ok()
@@ -102,7 +97,7 @@ def test_an_upgrade_goes_from_member_to_member(deployment: Deployment, customers
 @pytest.mark.long
 def test_a_dead_member_is_replaced_by_a_bare_host(deployment: Deployment, customers: dict[str, Customer]) -> None:
     with mail(deployment, customers, "replace"):
-        host = deployment.fleet.hosts[one_of(deployment, "Sync Standby")]
+        host = deployment.fleet.hosts[deployment.member("Sync Standby")]
         host.lose()
         deployment.controller.learn_keys()
         deployment.controller.playbook("playbooks/replace-member.yml", "-e", f"host={host.name}").ok()
@@ -121,8 +116,7 @@ def test_playbooks_go_on_around_a_dead_host(deployment: Deployment, customers: d
         host = deployment.fleet.hosts[dead]
         host.kill()
         until(lambda: len(deployment.members()) == len(GROUPS["database"]) - 1, 60, "the dead member to be given up")
-        until(lambda: "Sync Standby" in {one["Role"] for one in deployment.members().values()}, 60, "a standby")
-        standby = one_of(deployment, "Sync Standby")
+        standby = deployment.member("Sync Standby")
         deployment.controller.playbook("playbooks/switchover.yml").ok()
         assert deployment.leader() == standby
         changed = deployment.controller.playbook("playbooks/site.yml", "--limit", f"!{dead}").ok().changed

@@ -252,10 +252,7 @@ def _third(survival: Survival) -> None:
 
 
 def _member(survival: Survival, role: str, what: str) -> None:
-    def found() -> str:
-        return next((one["Member"] for one in survival.deployment.members().values() if one["Role"] == role), "")
-
-    name = until(found, 60, f"a {role}")  # Patroni chooses anew after each loss
+    name = survival.deployment.member(role)
     with survival.lost(what):
         survival.deployment.fleet.hosts[name].kill()
         survival.goes_on(30)  # longer than its lease
