@@ -125,6 +125,7 @@ class Claiming:
 
     async def _claim_noted(self) -> float:
         """One batch, as far as there is room."""
+        began_at = time.monotonic()
         asked = dict(islice(self._noted.items(), _MOST_ASKED * self._room.next))
         if not asked or not self._holdings.usable():
             return 0
@@ -132,8 +133,11 @@ class Claiming:
             del self._noted[id_]
         limit, but, before = self._room.next, self._room.but(self._destinations.closed(noted=True)), self._times_of_room
         claims = await self._claim(queue.claim_messages, list(asked), lease=self._settings.lease, limit=limit, but=but)
-        if but.any or len(claims) == limit:
-            self._keep(asked)
+        if len(claims) == limit:  # there may be more
+            self._noted = self._not_in_hand(asked) | self._noted
+        elif but.any:
+            oldest = began_at - _PUT_OFF
+            self._put_off.update({id_: at for id_, at in self._not_in_hand(asked).items() if at > oldest})
             if self._times_of_room != before:  # it came while we asked
                 self.on_room(noted=True)
         if self._noted:
@@ -156,10 +160,10 @@ class Claiming:
             return min(_IN_VAIN * (self.looked_at - began_at), self._settings.poll_interval)
         return 0
 
-    def _keep(self, asked: Mapping[MessageId, float]) -> None:
-        """Put off what was asked for and not claimed: among all that is due it would stand behind a storm of retries."""
-        in_hand, oldest = self._room.message_ids, time.monotonic() - _PUT_OFF
-        self._put_off.update({id_: at for id_, at in asked.items() if id_ not in in_hand and at > oldest})
+    def _not_in_hand(self, asked: Mapping[MessageId, float]) -> dict[MessageId, float]:
+        """Those that were not claimed for all recipients: among all that is due they would stand behind a storm of retries."""
+        in_hand = self._room.in_hand
+        return {id_: at for id_, at in asked.items() if id_ not in in_hand}
 
     async def _claim(
         self,

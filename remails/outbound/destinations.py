@@ -21,10 +21,9 @@ first calls may be about half of what an organization has in hand, so that there
 
 import asyncio
 import contextlib
-import operator
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence, Set
 
 from remails.config import Outbound
 from remails.mail.feedback import Window
@@ -33,7 +32,7 @@ from remails.outbound import transport
 from remails.outbound.room import Room
 from remails.outbound.transport import Envelope, Gone, Place, Session
 from remails.store.ids import OrganizationId
-from remails.store.queue import Claim, Closed
+from remails.store.queue import But, Claim, Closed
 
 Key = tuple[str, tuple[str, ...]]
 """The source address and the names of the MX hosts."""
@@ -70,7 +69,7 @@ class Destination:
         """Domains it stands for, and who sends there; of late."""
         self._left_out: dict[bool, set[OrganizationId]] = {True: set(), False: set()}
         """Who was said to be without room, for what was noted and for what is due."""
-        self._lines: dict[_Line, deque[asyncio.Future[None]]] = {}
+        self._lines: dict[_Line, deque[asyncio.Future[bool]]] = {}
         self._kept: list[Session] = []
         self._last = ""
 
@@ -97,6 +96,7 @@ class Destination:
         self._refuse_in_vain()
         if self._in_hand[organization_id] >= self._most(organization_id) + 2 * self._room.batch:
             self._everywhere.crowded(self)
+            self._left_out[True].add(organization_id)
             raise Busy("others wait for the same destination", self._delay(claims[0]))
         self._in_hand[organization_id] += deliveries
         if self._has_no_room(organization_id, noted=False):
@@ -121,27 +121,29 @@ class Destination:
         """
         if self._everywhere.is_stopping:
             raise Busy("the service stops", 0)
-        if not self._answers and self._everywhere.calls_enough(claim.organization_id):
-            raise Busy("many destinations do not answer", self._delay(claim))
-        if self._active < self._limit and not self._lines:
-            self._active += 1
+        if not self._answers and claim.organization_id in self._everywhere.callers(noted=not claim.attempts):
+            self._everywhere.crowded(self)
+            raise Busy("many destinations do not answer", self._settings.poll_interval)
+        if self._has_slot and not self._lines:
+            is_call = self._grant(claim.organization_id)
         else:
-            await self._stand_in_line((claim.organization_id, claim.attempts > 0))
+            is_call = await self._stand_in_line((claim.organization_id, claim.attempts > 0))
         try:
             self._refuse_in_vain()
-            if not self._answers:
-                self._everywhere.calls(self, claim.organization_id)
             yield
         finally:
-            self._active -= 1
-            self._everywhere.called(self)
-            self._serve()
+            self._leave(is_call=is_call)
 
-    def closed(self, *, noted: bool) -> list[Closed]:
-        """What is not to be claimed now: of what was noted, or of all that is due, for which there is less room."""
+    def closed(self, callers: Set[OrganizationId], *, noted: bool) -> list[Closed]:
+        """What is not to be claimed now: of what was noted, or of all that is due, for which there is less room.
+
+        `callers` are not to call one more destination that has not answered.
+        """
         is_closed = self._is_silent or self.window.rest(time.monotonic()) > 0
         without = {one for one in self._in_hand if self._has_no_room(one, noted)}
         self._left_out[noted] |= without
+        if not self._answers and not self._everywhere.is_called(self):
+            without |= callers
         return [
             Closed(self._source, domain, organization_id)
             for domain, organization_id in self._senders
@@ -170,12 +172,27 @@ class Destination:
             self._everywhere.crowded(self)
             raise Busy(f"not tried now, the destination did not take more: {self._last}", rest)
         if self._is_silent:
+            self._everywhere.crowded(self)
             raise Busy(_SILENT, self._settings.poll_interval)
 
     @property
-    def _limit(self) -> int:
-        """Connections now."""
-        return self.window.limit if self._answers else 1
+    def _has_slot(self) -> bool:
+        """Whether one is free: while it does not answer one is for a call, and what still hangs in the others is no call."""
+        return self._active < self.window.limit and (self._answers or not self._everywhere.is_called(self))
+
+    def _grant(self, organization_id: OrganizationId) -> bool:
+        """Take a slot; whether it is for a call to who has not answered."""
+        self._active += 1
+        if not self._answers:
+            self._everywhere.calls(self, organization_id)
+        return not self._answers
+
+    def _leave(self, *, is_call: bool) -> None:
+        """Give it back."""
+        self._active -= 1
+        if is_call:
+            self._everywhere.called(self)
+        self._serve()
 
     def _dismiss(self, why: str, delay: float) -> None:
         for line in self._lines.values():
@@ -184,28 +201,26 @@ class Destination:
                     turn.set_exception(Busy(why, delay))
         self._lines.clear()
 
-    async def _stand_in_line(self, line: _Line) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def _stand_in_line(self, line: _Line) -> bool:
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._lines.setdefault(line, deque()).append(turn)
         try:
-            await turn
+            return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was our turn already
-                self._active -= 1
-                self._serve()
+            if turn.done() and not turn.cancelled() and turn.exception() is None:  # it was our turn already
+                self._leave(is_call=turn.result())
             raise
 
     def _serve(self) -> None:
         """Give free slots to those who wait: the line that was served goes to the end."""
-        while self._lines and self._active < self._limit:
+        while self._lines and self._has_slot:
             line, waiting = next(iter(self._lines.items()))
             del self._lines[line]
             turn = waiting.popleft()
             if waiting:
                 self._lines[line] = waiting
             if not turn.done():
-                self._active += 1
-                turn.set_result(None)
+                turn.set_result(self._grant(line[0]))
 
     def heed(self, answer: Reply, begun_at: float, *, throttles: bool) -> None:
         """Let the window follow what came of a message. `begun_at`: monotonic time."""
@@ -216,6 +231,8 @@ class Destination:
             self.window.succeeded()
         if answer.code is not None:
             self._answered()
+        else:
+            self._answers = False
 
     async def send(self, place: Place, envelope: Envelope) -> tuple[dict[str, Reply], Session | None]:
         """Offer a message over a kept session, or else a new one; needs a `slot`.
@@ -242,9 +259,6 @@ class Destination:
         self._calls += 1
         try:
             session = await transport.connect(self._settings, place)
-        except transport.Broken as broken:
-            self._answers = broken.reply.code is not None
-            raise
         finally:
             timer.cancel()
             self._calls -= 1
@@ -314,6 +328,8 @@ class Destinations:
         self._crowded: dict[Destination, None] = {}
         self._called: dict[Destination, OrganizationId] = {}
         """Those that have not answered yet, and who calls them."""
+        self._left_out: set[OrganizationId] = set()
+        """Who was said to call enough."""
         self._leaving: set[asyncio.Task[None]] = set()
         self.is_stopping = False
 
@@ -323,9 +339,16 @@ class Destinations:
             self._by_key[key] = Destination(self, self._settings, key[0], self._room)
         return self._by_key[key]
 
-    def calls_enough(self, organization_id: OrganizationId) -> bool:
-        """Whether it calls more destinations that have not answered yet than there is room left."""
-        return operator.countOf(self._called.values(), organization_id) > self._room.free
+    def callers(self, *, noted: bool) -> set[OrganizationId]:
+        """Who calls more destinations that have not answered yet than there is room left, or twice as many for what was noted."""
+        calls = Counter(self._called.values())
+        callers = {one for one, number in calls.items() if number > (1 + noted) * self._room.free}
+        self._left_out |= callers
+        return callers
+
+    def is_called(self, destination: Destination) -> bool:
+        """Whether somebody calls this one, which has not answered yet."""
+        return destination in self._called
 
     def calls(self, destination: Destination, organization_id: OrganizationId) -> None:
         """It calls this one, which has not answered yet."""
@@ -333,25 +356,27 @@ class Destinations:
 
     def called(self, destination: Destination) -> None:
         """It answered, or will not."""
-        if (organization_id := self._called.get(destination)) is not None:
-            had_enough = self.calls_enough(organization_id)
-            del self._called[destination]
-            if had_enough and not self.calls_enough(organization_id):
-                self._room.on_room(noted=False)
+        organization_id = self._called.pop(destination, None)
+        if organization_id in self._left_out and organization_id not in self.callers(noted=False):
+            self._left_out.discard(organization_id)
+            self._room.on_room(noted=False)
 
     def crowded(self, destination: Destination) -> None:
         """This one has no room for somebody, or rests."""
         self._crowded[destination] = None
+        if len(self._crowded) > _REMEMBERED:
+            del self._crowded[next(iter(self._crowded))]
 
-    def closed(self, *, noted: bool) -> list[Closed]:
+    def closed(self, *, noted: bool) -> But:
         """What is not to be claimed now: of what was noted, or of all that is due, for which there is less room."""
-        closed = []
+        closed, callers = [], self.callers(noted=noted)
         for destination in list(self._crowded):
-            found = destination.closed(noted=noted)
+            found = destination.closed(callers, noted=noted)
             closed += found
             if not found and not noted:
                 del self._crowded[destination]
-        return closed
+        # They may be more than can be named.
+        return But(closed, list(callers) if len(self._crowded) == _REMEMBERED else [])
 
     def stop(self) -> None:
         """Begin nothing new."""

@@ -53,14 +53,17 @@ class Room:
         return [(claim.id, claim.claim_epoch) for claim in self._claims.values()]
 
     @property
-    def message_ids(self) -> set[MessageId]:
-        """The messages claimed, for some of their recipients at least."""
-        return {claim.message_id for claim in self._claims.values()}
+    def in_hand(self) -> set[MessageId]:
+        """The messages claimed for all of their recipients."""
+        claims = self._claims.values()
+        recipients = Counter(claim.message_id for claim in claims)
+        return {claim.message_id for claim in claims if recipients[claim.message_id] >= (claim.recipients or 0)}
 
     def take(self, claims: Iterable[Claim]) -> None:
         """Have these in hand."""
         for claim in claims:
-            self.drop([claim])
+            if earlier := self._claims.get(claim.id):  # its lease ran out while we worked on it
+                self.drop([earlier])
             self._claims[claim.id] = claim
             self._of_organization[claim.organization_id] += 1
             route = Closed(claim.source, claim.domain, claim.organization_id)
@@ -88,13 +91,13 @@ class Room:
                 if not self._of_organization[organization_id]:
                     del self._of_organization[organization_id]
 
-    def but(self, closed: Iterable[Closed]) -> But:
-        """What is not to be claimed now; `closed` for want of room where it goes."""
+    def but(self, closed: But) -> But:
+        """What is not to be claimed now, besides what is `closed` for want of room where it goes."""
         most = _GREED * self.free
         organizations = [one for one, held in self._of_organization.items() if held > most]
         routes = [route for route, held in self._of_route.items() if held >= self.batch]
         self._left_out.update(organizations, routes)
-        return But([*closed, *routes], organizations)
+        return But([*closed.closed, *routes], [*closed.organizations, *organizations])
 
     def _tell(self, one: OrganizationId | Closed, is_full: bool) -> None:
         if not is_full and one in self._left_out:

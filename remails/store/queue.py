@@ -46,6 +46,8 @@ class Claim:
     created_at: datetime
     expires_at: datetime
     mail_from: str
+    recipients: int | None
+    """Of the message, in all; None of one that is older than the column."""
     size: int
     eight_bit: bool
     smtputf8: bool
@@ -140,7 +142,7 @@ UPDATE deliveries d SET claimed_by = %(host_id)s, claim_epoch = d.claim_epoch + 
 FROM due, messages m, projects p
 WHERE d.id = due.id AND m.id = d.message_id AND p.id = m.project_id
 RETURNING d.id, d.message_id, d.organization_id, m.project_id, m.domain_id, m.pool_id, d.recipient, d.domain,
-    host(d.source) AS source, d.attempts, d.claim_epoch, m.created_at, m.expires_at, m.mail_from, m.size,
+    host(d.source) AS source, d.attempts, d.claim_epoch, m.created_at, m.expires_at, m.mail_from, m.recipients, m.size,
     m.eight_bit, m.smtputf8, p.plaintext_fallback,
     CASE WHEN d.attempts < 3 THEN '{}'::text[] ELSE ARRAY(
         SELECT t.mx_host FROM timeline t

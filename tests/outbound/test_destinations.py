@@ -10,8 +10,8 @@ from workbench import Bench
 from remails.bus.client import Subscriber
 from remails.bus.events import Event, Gap, Ready
 from remails.db import Connection
-from remails.dev.smtp import Script
-from remails.store import addresses
+from remails.dev.smtp import Action, Script
+from remails.store import addresses, queue
 from remails.vault import Pepper
 
 
@@ -29,7 +29,7 @@ def count(bench: Bench, condition: str) -> Callable[[], int]:
     return ask
 
 
-async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+async def until(condition: Callable[[], object], seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not await asyncio.to_thread(condition):  # on the loop it would wait for connections that the service has
             await asyncio.sleep(0.02)
@@ -113,7 +113,7 @@ def test_a_destination_that_does_not_answer_has_one_call_in_hand(bench: Bench) -
 
 
 def test_silent_destinations_leave_room_to_others(bench: Bench) -> None:
-    """Many of them, which together could have all that the process may have in hand."""
+    """Many of them, which together could have all that the process may have in hand; and what waits for them is left alone."""
 
     async def main() -> None:
         bench.options["concurrency"] = 40
@@ -130,12 +130,60 @@ def test_silent_destinations_leave_room_to_others(bench: Bench) -> None:
                 bench.zone[f"silent{number}.example", "MX"] = [f"10 mx{number}.silent.example."]
                 bench.zone[f"mx{number}.silent.example", "A"] = ["127.0.0.22"]
                 await bench.submit(f"r@silent{number}.example")
-            await until(lambda: count(bench, "cause = 'many destinations do not answer'")() > 0)
+            await until(lambda: count(bench, "claimed_by IS NOT NULL")() > 20)
             await bench.submit("second@example.net")
             await mx.wait(2)
             assert await asyncio.to_thread(count(bench, "status = 'delivered'")) <= 2
+            claims = await bench.db.call(_claims)
+            for number in range(3, 13):
+                await bench.submit(f"r{number}@example.net")
+                await mx.wait(number)
+            assert await bench.db.call(_claims) - claims < 30
             patience.set()
-            await until(lambda: count(bench, "status = 'delivered'")() == 62)
+            await until(lambda: count(bench, "status = 'delivered'")() == 72)
+
+    run(main())
+
+
+def _claims(conn: Connection) -> int:
+    (claims,) = conn.execute("SELECT sum(claim_epoch) FROM deliveries").fetchone() or (0,)
+    return int(claims)
+
+
+def test_who_hangs_keeps_no_other_from_calling(bench: Bench) -> None:
+    """A connection hangs, the next one is closed without a word: the third has its turn all the same."""
+
+    async def main() -> None:
+        bench.options["drain_timeout"] = 0.1
+        banners, answers = iter([None, Action.CLOSE]), iter([Action.HANG])
+        script = Script(banner=lambda _: next(banners, None), data=lambda _: next(answers, None))
+        async with bench.dns(), bench.serve(script=script) as mx, bench.work():
+            await bench.submit("hanging@example.net")
+            await until(lambda: count(bench, "begun_at IS NOT NULL")() == 1)
+            await bench.deliveries(await bench.submit("closed@example.net"))
+            await bench.submit("third@example.net")
+            await mx.wait(1)
+            assert [record.rcpt_tos for record in mx.records] == [["third@example.net"]]
+
+    run(main())
+
+
+def test_what_is_claimed_again_while_in_hand_counts_once(bench: Bench) -> None:
+    """A claim that ended while the work went on, as it does where the database was away for long, leaves nothing behind."""
+
+    async def main() -> None:
+        bench.options["concurrency"] = 10
+        patience = asyncio.Event()
+        async with bench.dns(), bench.serve(script=Script(delay={"dot": patience})) as mx, bench.work():
+            for number in range(25):  # leaks of two each would be more than four times the room there is
+                patience.clear()
+                await bench.submit(f"r{number}@example.net")
+                for epoch in (1, 3, 5):
+                    if epoch > 1:
+                        await bench.db.call(queue.free_dead_claims, -1)
+                    await until(count(bench, f"claim_epoch = {epoch} AND begun_at IS NOT NULL"))
+                patience.set()
+                await mx.wait(3 * (number + 1))
 
     run(main())
 
@@ -192,6 +240,25 @@ def test_a_burst_of_fresh_mail_goes_ahead_of_a_storm(bench: Bench) -> None:
                 for message_id in fresh:
                     await bench.deliveries(message_id)
                 assert len(mx.records) < 50
+
+    run(main())
+
+
+def test_more_notes_than_are_claimed_at_once_do_not_wait_for_the_poll(bench: Bench) -> None:
+    """Nor do the recipients of one message."""
+
+    async def main() -> None:
+        bench.options.update(poll_interval=30, batch=5)
+        notes = Notes()
+        async with bench.dns(), bench.serve() as mx, bench.work(notes):
+            await bench.submit("first@example.net")
+            await mx.wait(1)
+            several = [await bench.submit(f"r{number}@example.net") for number in range(15)]
+            notes.queue.put_nowait(Ready(bench.tenant.sources[0], several))
+            await until(lambda: count(bench, "status = 'delivered'")() == 16, 15)
+            one = await bench.submit(*(f"r{number}@example.net" for number in range(15)))
+            notes.queue.put_nowait(Ready(bench.tenant.sources[0], [one]))
+            await until(lambda: count(bench, "status = 'delivered'")() == 31, 10)
 
     run(main())
 
