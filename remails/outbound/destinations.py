@@ -14,9 +14,10 @@ thresholds). Of that, an organization may have as much as it leaves to the other
 again. The other half is for what was noted, which need not wait for a storm of retries. One more batch of each may have been claimed
 before that was known; what comes beyond it, for domains not known to lead here, is sent away.
 
-A destination that has not answered yet, or not the last time, is called by one connection until it does. When it keeps silent (servers that do not
-exist any more do, for all of `connect_timeout`), who stands in line is sent away, and nothing is claimed for it until that call is over. Such
-first calls may be about half of what an organization has in hand, so that there is room for who answers.
+A destination that has not answered yet, or not the last time, is called by one connection until it does, beside those that still hang.
+When it keeps silent (servers that do not exist any more do, for all of `connect_timeout`), who stands in line is sent away, and nothing
+is claimed for it until that call is over. An organization has at most as many such calls as there is room left in the process, twice as
+many for mail that was never tried, so that there is room for who answers; then nothing more is claimed for what it would have to call.
 """
 
 import asyncio
@@ -327,7 +328,7 @@ class Destinations:
         self._by_key: dict[Key, Destination] = {}
         self._crowded: dict[Destination, None] = {}
         self._called: dict[Destination, OrganizationId] = {}
-        """Those that have not answered yet, and who calls them."""
+        """Those that have not answered yet and are called, and for whom."""
         self._left_out: set[OrganizationId] = set()
         """Who was said to call enough."""
         self._leaving: set[asyncio.Task[None]] = set()
