@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from inbound.dialogue import Dialogue
@@ -67,16 +66,17 @@ def render(ansible: Ansible, folder: Path, more: Mapping[str, Any] | None = None
     assert done.returncode == 0, done.stdout
 
 
-def server_module() -> ModuleType:
-    """The module that takes a server out of HAProxy and puts it back."""
-    spec = importlib.util.spec_from_file_location("haproxy_server", PROJECT / "library/haproxy_server.py")
+def program(path: str) -> Any:
+    """A file of the project that runs by itself, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, PROJECT / path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
-module: Any = server_module()
+module: Any = program("library/haproxy_server.py")
+"""What takes a server out of HAProxy and puts it back."""
 
 
 def free_port() -> int:
@@ -138,7 +138,8 @@ class Edge:
             self.process = subprocess.Popen(
                 [haproxy, "-W", "-f", self.file], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self.haproxy = module.Haproxy(str(folder / "admin.sock"))
+        self.socket = str(folder / "admin.sock")
+        self.haproxy = module.Haproxy(self.socket)
         eventually(lambda: (folder / "admin.sock").exists() or self.process.poll() is not None, bool)
         assert self.process.poll() is None, self.said()
 

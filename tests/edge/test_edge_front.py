@@ -5,14 +5,17 @@ import http.client
 import json
 import re
 import socket
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from api.caller import basic
-from edge.proxy import EDGE, HOSTS, Answer, Front, module
+from edge.proxy import EDGE, HOSTS, Answer, Front, module, program
+from inbound.running import Certificate, make_certificate
 from installation import eventually
 from scraping import scrape_url
 
@@ -259,7 +262,7 @@ def test_a_drained_host_serves_to_the_end_and_is_sent_nobody_more(front: Front) 
 
 
 def test_a_reload_forgets_nobody_who_is_drained_or_dead(front: Front) -> None:
-    """A new certificate, or settings, come while a host is being emptied."""
+    """New settings come while a host is being emptied."""
     haproxy = front.edge.haproxy
     module.drain(haproxy, "app1", ["rest", "pages"], 10)
     front.services["app2 inbound"].kill()
@@ -282,6 +285,38 @@ def test_a_reload_closes_no_connection_that_is_about_to_be_used(front: Front) ->
         assert _config(connection) == 200
         front.edge.reload()
         assert _config(connection) == 200
+
+
+def test_a_new_certificate_is_shown_and_no_connection_ends(
+    front: Front, certificate: tuple[str, str, str], tmp_path: Path
+) -> None:
+    """As an edge takes it up; what HAProxy does not take changes nothing."""
+    loader, file = program("roles/certificates/files/load_certificates.py"), Path(certificate[2])
+    new, old = make_certificate(tmp_path), Certificate(*certificate[:2])
+    with contextlib.closing(front.https()) as kept:
+        assert _config(kept) == 200
+        before = kept.sock
+        for one in (new, old):
+            chain, key = (Path(path).read_text(encoding="ascii") for path in (one.certificate, one.key))
+            file.write_text(f"{key}\n{chain}", encoding="ascii")
+            loader.tell(front.edge.socket, [file])
+            assert _shown(front) == ssl.PEM_cert_to_DER_cert(chain)
+        file.write_text(chain, encoding="ascii")  # without its key
+        with pytest.raises(loader.Untold, match="does not take"):
+            loader.tell(front.edge.socket, [file])
+        with pytest.raises(loader.Untold, match="knows no"):
+            loader.tell(front.edge.socket, [tmp_path / "other.pem"])
+        assert _shown(front) == ssl.PEM_cert_to_DER_cert(chain)
+        file.write_text(f"{key}\n{chain}", encoding="ascii")
+        assert _config(kept) == 200
+        assert kept.sock is before
+
+
+def _shown(front: Front) -> bytes | None:
+    """The certificate that a client is shown."""
+    with contextlib.closing(front.https()) as connection:
+        connection.connect()
+        return connection.sock.getpeercert(binary_form=True)
 
 
 def _config(connection: http.client.HTTPSConnection) -> int:
