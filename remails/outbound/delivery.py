@@ -201,7 +201,7 @@ class Courier:
         try:
             # Before a slot is taken, which is for talking only
             rules = await self._rules.of(first.domain, targets, strict=not first.plaintext_fallback)
-            with destination.admitted(claims):
+            with destination.admitted(claims, {target.ip for target in targets}):
                 if first.size <= SMALL:
                     await message.load()
                 async with destination.slot(first):
@@ -247,10 +247,11 @@ class Courier:
         recording: list[Awaitable[None]] = []
         waiting = {claim.recipient: claim for claim in errand.claims}
         own = errand.claims[0].source
-        # A server that has left us without a last word three times is tried after its fellows (O23).
+        # A server that has left us without a last word three times is tried after its fellows (O23), and so is one that did not
+        # answer of late.
         avoided = {host for claim in errand.claims for host in claim.avoided}
         missing: transport.SourceMissing | None = None
-        for target in sorted(errand.targets, key=lambda one: one.host in avoided):
+        for target in sorted(errand.targets, key=lambda one: one.host in avoided or destination.is_mute(one.ip)):
             security, holding = errand.rules[target.host], errand.holdings[6 if ":" in target.ip else 4]
             if isinstance(security, Reply):
                 for recipient in waiting:

@@ -15,8 +15,8 @@ again. The other half is for what was noted, which need not wait for a storm of 
 before that was known; what comes beyond it, for domains not known to lead here, is sent away.
 
 A destination that has not answered yet, or not the last time, is called by one connection until it does, beside those that still hang.
-When it keeps silent (servers that do not exist any more do, for all of `connect_timeout`), who stands in line is sent away, and nothing
-is claimed for it until that call is over. An organization has at most as many such calls as there is room left in the process, twice as
+Where it has several servers, one that does not answer is tried after its fellows for a while. When all keep silent (servers that do not
+exist any more do, for all of `connect_timeout`), who stands in line is sent away, and nothing is claimed until that call is over. An organization has at most as many such calls as there is room left in the process, twice as
 many for mail that was never tried, so that there is room for who answers; then nothing more is claimed for what it would have to call.
 """
 
@@ -44,6 +44,7 @@ _Line = tuple[OrganizationId, bool]
 _FOR_EACH_CONNECTION = 16  # deliveries in hand, so that a connection need not wait for the database
 _REMEMBERED = 1000  # domains and organizations of one destination
 _PATIENCE = 2.0  # seconds without an answer to a call, after which a destination is silent
+_MUTE = 300.0  # seconds for which a server that did not answer a call is tried after its fellows
 _FORGET = 900.0  # seconds without use, longer than any rest
 
 
@@ -65,6 +66,9 @@ class Destination:
         self._active = self._calls = 0
         self._answers = self._is_silent = False
         self._answered_at = float("-inf")
+        self._servers: Set[str] = frozenset()
+        self._mute: dict[str, float] = {}
+        """Servers that did not answer a call, by IP, and until when they are tried after their fellows."""
         self._in_hand: Counter[OrganizationId] = Counter()
         self._senders: dict[tuple[str, OrganizationId], None] = {}
         """Domains it stands for, and who sends there; of late."""
@@ -80,13 +84,14 @@ class Destination:
         return not (self._in_hand or self._kept)
 
     @contextlib.contextmanager
-    def admitted(self, claims: Sequence[Claim]) -> Iterator[None]:
-        """Have these, of one organization to one domain, in hand.
+    def admitted(self, claims: Sequence[Claim], servers: Set[str]) -> Iterator[None]:
+        """Have these, of one organization to one domain, in hand. `servers`: their IPs.
 
         Raises:
             Busy: come back later.
         """
         self.used_at = time.monotonic()
+        self._servers = servers
         self._room.placed(claims)
         deliveries, organization_id = len(claims), claims[0].organization_id
         sender = claims[0].domain, organization_id
@@ -254,25 +259,47 @@ class Destination:
             return dict.fromkeys(envelope.recipients, broken.reply), None
         return await self._offer(session, envelope)
 
+    def is_mute(self, server: str) -> bool:
+        """Whether that server is better tried after its fellows."""
+        return self._mute.get(server, 0) > time.monotonic()
+
+    def _avoid(self, server: str) -> None:
+        self._mute[server] = time.monotonic() + _MUTE
+
     async def _call(self, place: Place) -> Session:
         """Connect, and see whether it answers."""
-        timer = asyncio.get_running_loop().call_later(_PATIENCE, self._hear_nothing, time.monotonic())
+        server = place.target.ip
+        timer = asyncio.get_running_loop().call_later(_PATIENCE, self._hear_nothing, server, time.monotonic())
         self._calls += 1
+        if server in self._mute:
+            self._avoid(server)  # one looks whether it is back
         try:
             session = await transport.connect(self._settings, place)
+        except transport.Broken as broken:
+            if broken.reply.code is None:
+                self._avoid(server)
+            raise
         finally:
             timer.cancel()
             self._calls -= 1
             if not self._calls:
                 self._end_silence()
+        self._mute.pop(server, None)
         self._answered()
         return session
 
-    def _hear_nothing(self, since: float) -> None:
-        if self._answered_at < since:
-            self._answers, self._is_silent = False, True
+    def _hear_nothing(self, server: str, since: float) -> None:
+        self._avoid(server)
+        if self._answered_at >= since:
+            return
+        self._answers = False
+        if all(map(self.is_mute, self._servers)):
+            self._is_silent = True
             self._everywhere.crowded(self)
             self._dismiss(_SILENT, self._settings.poll_interval)
+        else:  # the next one calls another of its servers
+            self._everywhere.called(self)
+            self._serve()
 
     def _answered(self) -> None:
         self._answered_at = time.monotonic()

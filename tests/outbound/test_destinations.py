@@ -168,6 +168,42 @@ def test_who_hangs_keeps_no_other_from_calling(bench: Bench) -> None:
     run(main())
 
 
+def _have_two_servers(bench: Bench) -> None:
+    bench.zone["example.net", "MX"] = ["10 first.example.net.", "20 mx.example.net."]
+    bench.zone["first.example.net", "A"] = ["127.0.0.22"]
+
+
+def test_a_silent_server_keeps_one_call_from_its_fellow(bench: Bench) -> None:
+    """Whoever comes after that goes to the one that answers."""
+
+    async def main() -> None:
+        bench.options["drain_timeout"] = 0.1
+        async with bench.dns(), bench.serve() as mx, bench.serve("127.0.0.22", Script(banner=Action.HANG)):
+            _have_two_servers(bench)
+            for number in range(20):
+                await bench.submit(f"r{number}@example.net")
+            async with bench.work():
+                await mx.wait(19)
+
+    run(main())
+
+
+def test_connections_are_kept_beside_a_server_that_refuses(bench: Bench) -> None:
+    """It is not asked again for each mail, nor does its fellow's connection make room for that."""
+
+    async def main() -> None:
+        bench.options["connections_per_destination"] = 5
+        async with bench.dns(), bench.serve() as mx:
+            _have_two_servers(bench)
+            for number in range(50):
+                await bench.submit(f"r{number}@example.net")
+            async with bench.work():
+                records = await mx.wait(50)
+            assert len({record.peer_port for record in records}) <= 10
+
+    run(main())
+
+
 def test_what_is_claimed_again_while_in_hand_counts_once(bench: Bench) -> None:
     """A claim that ended while the work went on, as it does where the database was away for long, leaves nothing behind."""
 
