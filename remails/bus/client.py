@@ -151,9 +151,8 @@ class Subscriber:
 
     async def __aiter__(self) -> AsyncIterator[events.Event | events.Gap]:
         while True:
-            for _ in range(
-                _AT_ONCE
-            ):  # what has come already is read without a turn of the loop for each, which may be slow
+            # What has come already is read without a turn of the loop for each, which may be slow.
+            for _ in range(_AT_ONCE):
                 for event in self._read(await self._socket.recv_multipart()):
                     yield event
             await asyncio.sleep(0)
