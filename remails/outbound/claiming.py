@@ -132,7 +132,13 @@ class Claiming:
         for id_ in asked:
             del self._noted[id_]
         limit, but, before = self._room.next, self._room.but(self._destinations.closed(noted=True)), self._times_of_room
-        claims = await self._claim(queue.claim_messages, list(asked), lease=self._settings.lease, limit=limit, but=but)
+        try:
+            claims = await self._claim(
+                queue.claim_messages, list(asked), lease=self._settings.lease, limit=limit, but=but
+            )
+        except Unavailable:
+            self._put_off |= asked  # the poll asks again
+            raise
         if len(claims) == limit:  # there may be more
             self._noted = self._not_in_hand(asked) | self._noted
         elif but.any:

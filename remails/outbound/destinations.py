@@ -340,9 +340,11 @@ class Destination:
             self._everywhere.leave(self._kept.pop(0).close())
 
     def reap(self, before: float) -> None:
-        """Close what was kept since before then (monotonic)."""
+        """Close what was kept since before then (monotonic), and forget servers of which long nothing was heard."""
         old = [session for session in self._kept if session.idle_since <= before]
         self._kept = [session for session in self._kept if session.idle_since > before]
+        long_ago = time.monotonic() - _MUTE
+        self._mute = {server: until for server, until in self._mute.items() if until > long_ago}
         for session in old:
             self._everywhere.leave(session.close())
 

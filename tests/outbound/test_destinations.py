@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
+import pytest
 import seed
 from workbench import Bench
 
@@ -11,7 +13,9 @@ from remails.bus.client import Subscriber
 from remails.bus.events import Event, Gap, Ready
 from remails.db import Connection
 from remails.dev.smtp import Action, Script
+from remails.errors import Unavailable
 from remails.store import addresses, queue
+from remails.store.queue import Claim
 from remails.vault import Pepper
 
 
@@ -260,8 +264,19 @@ def test_fresh_mail_goes_ahead_of_a_storm_to_the_same_destination(bench: Bench) 
     run(main())
 
 
-def test_a_burst_of_fresh_mail_goes_ahead_of_a_storm(bench: Bench) -> None:
-    """More of it than is claimed at once; and where both wait for a connection, they take turns."""
+@pytest.mark.parametrize("is_out", [False, True])
+def test_a_burst_of_fresh_mail_goes_ahead_of_a_storm(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_out: bool
+) -> None:
+    """More of it than is claimed at once, also when the database was out at first; where both wait for a connection, they take turns."""
+    claim = queue.claim_messages
+
+    def after_an_outage(*args: Any, **options: Any) -> list[Claim]:
+        monkeypatch.setattr(queue, "claim_messages", claim)
+        raise Unavailable("as if there were no database")
+
+    if is_out:
+        monkeypatch.setattr(queue, "claim_messages", after_an_outage)
 
     async def main() -> None:
         bench.options.update(connections_per_destination=2, batch=5)
@@ -276,6 +291,7 @@ def test_a_burst_of_fresh_mail_goes_ahead_of_a_storm(bench: Bench) -> None:
                 for message_id in fresh:
                     await bench.deliveries(message_id)
                 assert len(mx.records) < 50
+                assert queue.claim_messages is claim
 
     run(main())
 
