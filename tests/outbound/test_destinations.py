@@ -386,7 +386,7 @@ def test_an_address_that_changes_its_pool_takes_nothing_that_waits_in_line(bench
                 ("accepted", 0),
                 ("delivered", 1),
             ]
-            assert len(mx.records) == 1
+            assert len(await mx.wait(1)) == 1
 
     run(main())
 
