@@ -29,6 +29,9 @@ P = ParamSpec("P")
 
 PACE = 0.01
 """Seconds from one batch to the next: what mails share, statements and commits, costs more than what each brings."""
+_DUE = (
+    0.05  # the same for what is due: as much as a process delivers, and no burst that fresh mail would have to wait for
+)
 _MOST_NOTED = 10_000  # beyond that the poll finds them
 _MOST_ASKED = 4  # noted messages asked for at once, for each that may be claimed: some may be of a closed destination
 _PUT_OFF = 10.0  # seconds for which a noted message goes first when there is room again
@@ -97,17 +100,16 @@ class Claiming:
 
     async def claim_noted(self, stop: asyncio.Event) -> None:
         """Claim what is noted until `stop`, which needs a last `wake`."""
-        await self._forever(stop, self._news, self._claim_noted)
+        await self._forever(stop, self._news, Pace(PACE), self._claim_noted)
 
     async def claim_due(self, stop: asyncio.Event) -> None:
         """The same for what is due, noted or not."""
-        await self._forever(stop, self._due, self._claim_due)
+        await self._forever(stop, self._due, Pace(_DUE), self._claim_due)
 
     async def _forever(
-        self, stop: asyncio.Event, wake: asyncio.Event, claim: Callable[[], Coroutine[None, None, float]]
+        self, stop: asyncio.Event, wake: asyncio.Event, pace: Pace, claim: Callable[[], Coroutine[None, None, float]]
     ) -> None:
         """Claim when woken; `claim` returns for how many seconds to rest after it."""
-        pace = Pace(PACE)
         while not stop.is_set():
             await wake.wait()
             await pace.step()
