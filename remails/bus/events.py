@@ -18,6 +18,7 @@ class Ready(Struct, frozen=True, array_like=True):
 
     source: str
     message_ids: list[UUID]
+    """What has just come; none: something is due that was noted before, or never."""
 
     @property
     def topic(self) -> str:

@@ -173,7 +173,7 @@ class Outbound:
     async def _hear(self, subscriber: client.Subscriber) -> None:
         async for note in subscriber:
             match note:
-                case events.Ready(message_ids=ids):
+                case events.Ready(message_ids=ids) if ids:
                     # Each process hears of all, and takes its share: what another does not take in time the poll finds.
                     share = (id_ for id_ in ids if id_.int % self._settings.outbound.processes == self._number)
                     self._claiming.note(map(MessageId, share))

@@ -8,14 +8,17 @@ from remails.store import queue
 
 log = Log("remails.periodic")
 
-_MOST = 2000  # deliveries in one turn; a host that hears of some asks for all
+_MOST = 2000  # deliveries in one turn
 
 
 async def run(db: Database, publisher: Publisher, *, older_than: float = 2.0) -> None:
-    """Publish `Ready` for deliveries that have been due for `older_than` seconds."""
+    """Publish `Ready` for addresses with deliveries that have been due for `older_than` seconds.
+
+    No message is named: a host that hears of it asks for all that is due. Named, a storm of retries would go ahead of fresh mail.
+    """
     waiting = await db.call(queue.due, older_than=older_than, limit=_MOST)
-    for source, message_ids in waiting:
-        publisher.publish(Ready(source, message_ids))
+    for source, _ in waiting:
+        publisher.publish(Ready(source, []))
     if waiting:
         messages = sum(len(message_ids) for _, message_ids in waiting)
         log.info("notified again", addresses=len(waiting), messages=messages)
