@@ -8,17 +8,14 @@ from remails.store import queue
 
 log = Log("remails.periodic")
 
-_MOST = 2000  # deliveries in one turn
-
 
 async def run(db: Database, publisher: Publisher, *, older_than: float = 2.0) -> None:
     """Publish `Ready` for addresses with deliveries that have been due for `older_than` seconds.
 
     No message is named: a host that hears of it asks for all that is due. Named, a storm of retries would go ahead of fresh mail.
     """
-    waiting = await db.call(queue.due, older_than=older_than, limit=_MOST)
-    for source, _ in waiting:
+    sources = await db.call(queue.due, older_than=older_than)
+    for source in sources:
         publisher.publish(Ready(source, []))
-    if waiting:
-        messages = sum(len(message_ids) for _, message_ids in waiting)
-        log.info("notified again", addresses=len(waiting), messages=messages)
+    if sources:
+        log.info("notified again", addresses=len(sources))

@@ -19,7 +19,6 @@ from dataclasses import astuple, dataclass, field
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import LiteralString
-from uuid import UUID
 
 import msgspec
 from psycopg.rows import class_row, scalar_row
@@ -410,21 +409,17 @@ def release(
     )
 
 
-def due(conn: Connection, *, older_than: float, limit: int) -> list[tuple[str, list[UUID]]]:
-    """What has been due for longer than so many seconds and nobody took: messages by outbound address."""
-    return conn.execute(
-        """
-        SELECT host(source), array_agg(DISTINCT message_id) FROM (
-            SELECT d.source, d.message_id FROM addresses a CROSS JOIN LATERAL (
-                SELECT source, message_id FROM deliveries
-                WHERE status IN ('accepted', 'reattempt') AND source = a.ip
-                    AND next_attempt_at <= (SELECT clock_timestamp()) - %(older_than)s
-                ORDER BY next_attempt_at LIMIT %(limit)s) d
-            LIMIT %(limit)s) AS waiting
-        GROUP BY source
-        """,
-        {"older_than": timedelta(seconds=older_than), "limit": limit},
-    ).fetchall()
+def due(conn: Connection, *, older_than: float) -> list[str]:
+    """The outbound addresses from which something has been due for longer than so many seconds that nobody took."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        return cursor.execute(
+            """
+            SELECT host(a.ip) FROM addresses a WHERE EXISTS (
+                SELECT FROM deliveries d WHERE d.status IN ('accepted', 'reattempt') AND d.source = a.ip
+                    AND d.next_attempt_at <= (SELECT clock_timestamp()) - %s)
+            """,
+            [timedelta(seconds=older_than)],
+        ).fetchall()
 
 
 def free_dead_claims(conn: Connection, host_timeout: float) -> int:

@@ -170,11 +170,11 @@ def test_claims_of_a_dead_host_are_freed_at_once(db: Database, tenant: Tenant) -
 
 
 def test_due_names_what_nobody_took(db: Database, tenant: Tenant) -> None:
-    message_id = submit(db, tenant, "a@example.net", "b@example.net")
-    assert db.run(queue.due, older_than=60, limit=100) == []
-    assert db.run(queue.due, older_than=0, limit=100) == [("127.0.0.11", [message_id])]
+    submit(db, tenant, "a@example.net", "b@example.net")
+    assert db.run(queue.due, older_than=60) == []
+    assert db.run(queue.due, older_than=0) == ["127.0.0.11"]
     claim(db, tenant)
-    assert db.run(queue.due, older_than=0, limit=100) == []
+    assert db.run(queue.due, older_than=0) == []
 
 
 def test_a_blocked_organization_waits_and_goes_on(db: Database, tenant: Tenant) -> None:
@@ -302,7 +302,7 @@ def test_what_is_not_due_is_not_read(db: Database, tenant: Tenant) -> None:
         before = _read(conn)
         (claimed,) = queue.claim_due(conn, tenant.host_id, tenant.sources, lease=-60, limit=10)
         assert claimed.recipient == "due@example.net"
-        assert queue.due(conn, older_than=30, limit=10) == [("127.0.0.11", [claimed.message_id])]
+        assert queue.due(conn, older_than=30) == ["127.0.0.11"]
         assert _read(conn) - before < 100
 
 
