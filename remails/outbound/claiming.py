@@ -29,9 +29,8 @@ P = ParamSpec("P")
 
 PACE = 0.01
 """Seconds from one batch to the next: what mails share, statements and commits, costs more than what each brings."""
-_DUE = (
-    0.05  # the same for what is due: as much as a process delivers, and no burst that fresh mail would have to wait for
-)
+_DUE = 0.05
+"""The same for what is due: as much as a process delivers, and no burst that fresh mail would have to wait for."""
 _MOST_NOTED = 10_000  # beyond that the poll finds them
 _MOST_ASKED = 4  # noted messages asked for at once, for each that may be claimed: some may be of a closed destination
 _PUT_OFF = 10.0  # seconds for which a noted message goes first when there is room again

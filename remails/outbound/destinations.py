@@ -16,8 +16,9 @@ before that was known; what comes beyond it, for domains not known to lead here,
 
 A destination that has not answered yet, or not the last time, is called by one connection until it does, beside those that still hang.
 Where it has several servers, one that does not answer is tried after its fellows for a while. When all keep silent (servers that do not
-exist any more do, for all of `connect_timeout`), who stands in line is sent away, and nothing is claimed until that call is over. An organization has at most as many such calls as there is room left in the process, twice as
-many for mail that was never tried, so that there is room for who answers; then nothing more is claimed for what it would have to call.
+exist any more do, for all of `connect_timeout`), who stands in line is sent away, and nothing is claimed until that call is over. An
+organization has at most as many such calls as there is room left in the process, twice as many for mail that was never tried, so that
+there is room for who answers; then nothing more is claimed for what it would have to call.
 """
 
 import asyncio

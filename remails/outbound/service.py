@@ -48,7 +48,7 @@ from remails.outbound.rules import Rules
 from remails.outbound.signing import Signing
 from remails.outbound.sts import Policies
 from remails.store import addresses, leases, queue, server, suppressions
-from remails.store.ids import HostId, MessageId, OrganizationId
+from remails.store.ids import MessageId, OrganizationId
 from remails.store.queue import Begun, Claim, Result
 from remails.vault import Vault
 
@@ -70,7 +70,6 @@ class Outbound:
     ) -> None:
         self._number = number
         self._settings, self._db, self._publisher = settings, db, publisher
-        self._host_id: HostId | None = None
         self._holdings = Holdings()
         self._looked_at = float("-inf")
         self._room = Room(settings.outbound.concurrency, settings.outbound.batch, self._on_room)
@@ -130,13 +129,13 @@ class Outbound:
     async def _look(self, subscriber: client.Subscriber | None) -> None:
         """Ask which addresses this host holds."""
         asked_at = time.monotonic()
-        if self._host_id is None:
+        if self._claiming.host_id is None:
             host = await self._db.call(addresses.host_by_name, self._settings.host)
             if host is None:
                 self._looked_at = asked_at
                 return  # the IP agent has not registered this host yet
-            self._host_id = self._claiming.host_id = host.id
-        gained, lost = self._holdings.update(await self._db.call(leases.held_by, self._host_id), asked_at)
+            self._claiming.host_id = host.id
+        gained, lost = self._holdings.update(await self._db.call(leases.held_by, self._claiming.host_id), asked_at)
         self._looked_at = asked_at
         if subscriber is not None:
             for ip in gained:
@@ -156,7 +155,7 @@ class Outbound:
             raise Unavailable("does not get to know its addresses")
         if now - self._claiming.looked_at > late:
             raise Unavailable("does not get to ask what is due")
-        if self._host_id is None:
+        if self._claiming.host_id is None:
             return "this host is not registered, see remails-ipagent"
         held = len(self._holdings.usable())
         metrics.SOURCES_USABLE.set(held)
