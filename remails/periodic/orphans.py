@@ -1,8 +1,5 @@
 """Finds another address for mail whose own went away for good, always in the pool the message was given."""
 
-from collections import defaultdict
-from uuid import UUID
-
 from remails.bus.client import Publisher
 from remails.bus.events import Ready
 from remails.db import Connection, Database
@@ -16,10 +13,10 @@ _BATCH = 500
 
 
 async def run(db: Database, publisher: Publisher) -> None:
-    """Move every orphaned delivery, a batch at a time, and notify whoever holds the new address."""
+    """Move every orphaned delivery, a batch at a time, and notify whoever holds the new address; of no message, see `notify`."""
     while moved := await db.call(_choose_again):
-        for note in _notes(moved):
-            publisher.publish(note)
+        for source in {one.source for one in moved if one.source is not None}:
+            publisher.publish(Ready(source, []))
         log.info("moved to other addresses of their pools", deliveries=len(moved))
         if len(moved) < _BATCH:
             break
@@ -33,11 +30,3 @@ def _choose_again(conn: Connection) -> list[Moved]:
         return sources.choose(pools[orphan.pool_id], sources.key(orphan.project_id, orphan.domain))
 
     return sources.move(conn, [(orphan.delivery_id, choice(orphan)) for orphan in orphans])
-
-
-def _notes(moved: list[Moved]) -> list[Ready]:
-    by_source: defaultdict[str, dict[UUID, None]] = defaultdict(dict)
-    for one in moved:
-        if one.source is not None:
-            by_source[one.source][one.message_id] = None
-    return [Ready(source, list(message_ids)) for source, message_ids in by_source.items()]
