@@ -20,6 +20,7 @@ TABLE = (
     ("world", ("edge",), {80, 443, 465, 587, 2525}),
     ("edge", ("inbound",), {465, 587, 2525}),
     ("edge", ("api",), {API_PORT}),
+    ("inbound", ("api",), {API_PORT}),  # for the relay's certificate
     *((group, ("database",), {5432}) for group in NEEDS_THE_DATABASE),
     *((group, ("bus",), {5561, 5562}) for group in NEEDS_THE_DATABASE),
     ("database", ("database",), {2379, 2380, 5432, 8008}),
