@@ -8,7 +8,10 @@ the median of how they compare, pair by pair. Tables are filled by SQL, with row
 """
 
 import argparse
+import base64
 import contextlib
+import functools
+import random
 import socket
 import statistics
 import time
@@ -43,14 +46,14 @@ _MESSAGES = """
 INSERT INTO messages (id, organization_id, project_id, domain_id, pool_id, created_at, expires_at, mail_from, header_from,
     subject, message_id_header, size, eight_bit, smtputf8, recipients)
 SELECT {id}, p.organization_id, p.id, dp.domain_id, pools.id, now(), now() + interval '4 days', 'shop@demo.example',
-    'shop@demo.example', 'waiting' || n, '<' || n || '@demo.example>', 800, false, false, 1
+    'shop@demo.example', 'waiting' || n || repeat('.', n %% 61), '<' || n || '@demo.example>', {size}, false, false, 1
 FROM generate_series(%(first)s::int, %(last)s::int) AS n,
     (SELECT * FROM projects ORDER BY created_at LIMIT 1) AS p JOIN domains_projects dp ON dp.project_id = p.id, pools
 """
 _BODIES = """
 INSERT INTO message_bodies (message_id, raw)
-SELECT {id}, convert_to('From: shop@demo.example' || E'\\r\\nTo: r@mail.example\\r\\nSubject: waiting' || n || E'\\r\\n\\r\\n'
-    || repeat(md5(n::text) || E'\\r\\n', 20), 'UTF8')
+SELECT {id}, convert_to('From: shop@demo.example' || E'\\r\\nTo: r@mail.example\\r\\nSubject: waiting' || n || E'\\r\\n\\r\\n', 'UTF8')
+    || substring(%(text)s::bytea FROM n %% 1000000 FOR {size} - 80)
 FROM generate_series(%(first)s::int, %(last)s::int) AS n
 """
 _DELIVERIES = """
@@ -58,15 +61,17 @@ INSERT INTO deliveries (message_id, organization_id, recipient, domain, status, 
     last_enhanced, last_reply, mx_host, mx_ip)
 SELECT {id}, (SELECT organization_id FROM projects ORDER BY created_at LIMIT 1), 'r' || n || '@d' || n %% 1000 || '.mail.example',
     'd' || n %% 1000 || '.mail.example', 'reattempt', ('127.0.0.' || 11 + n %% 2)::inet, 3,
-    now() + interval '2 hours' + random() * interval '2 days', 451, '4.7.1', '451 4.7.1 Try again later', 'mx.mail.example',
+    now() + interval '2 hours' + random() * interval '2 days', 451, '4.7.1', '451 4.7.1 Try again later' || repeat('.', n %% 61), 'mx.mail.example',
     '127.0.0.21'
 FROM generate_series(%(first)s::int, %(last)s::int) AS n
 """
 _TIMELINE = """
 INSERT INTO timeline (message_id, kind, text, code, enhanced)
-SELECT {id}, kind, '451 4.7.1 Try again later', 451, '4.7.1'
+SELECT {id}, kind, '451 4.7.1 Try again later' || repeat('.', n %% 61), 451, '4.7.1'
 FROM generate_series(%(first)s::int, %(last)s::int) AS n, unnest(ARRAY['accepted', 'deferred', 'deferred', 'deferred']) AS kind
 """
+# Rows of all lengths, as services write them: of one length, they leave a little room in every page, and what comes later goes there.
+_SIZE = "(1000 + n * 7919::bigint % 6001)::int"  # 4 kB in the middle, as what is sent meanwhile
 _ID = "('01900000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid"  # an old UUIDv7
 
 _ORGANIZATIONS = """
@@ -116,15 +121,21 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 def fill(system: Remails, first: int, last: int) -> None:
     """Deliveries that wait for hours yet, numbered from `first` to `last`."""
     for start in range(first, last + 1, _CHUNK):
-        span = {"first": start, "last": min(last, start + _CHUNK - 1)}
+        given = {"first": start, "last": min(last, start + _CHUNK - 1), "text": _text()}
 
-        def insert(conn: psycopg.Connection[Any], span: dict[str, int] = span) -> None:
+        def insert(conn: psycopg.Connection[Any], given: dict[str, object] = given) -> None:
             conn.execute("SET LOCAL statement_timeout = 0")
             conn.execute("SET LOCAL synchronous_commit = off")  # nothing is measured yet
             for statement in (_MESSAGES, _BODIES, _DELIVERIES, _TIMELINE):
-                conn.execute(statement.replace("{id}", _ID).encode(), span)
+                conn.execute(statement.replace("{id}", _ID).replace("{size}", _SIZE.replace("%", "%%")).encode(), given)
 
         system.db.run(insert)
+
+
+@functools.cache
+def _text() -> bytes:
+    """Lines that no compression makes shorter."""
+    return base64.encodebytes(random.Random(1).randbytes(760_000)).replace(b"\n", b"\r\n")
 
 
 def tidy(*installations: Remails) -> None:

@@ -414,9 +414,10 @@ def due(conn: Connection, *, older_than: float) -> list[str]:
     with conn.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(
             """
-            SELECT host(a.ip) FROM addresses a WHERE EXISTS (
-                SELECT FROM deliveries d WHERE d.status IN ('accepted', 'reattempt') AND d.source = a.ip
-                    AND d.next_attempt_at <= (SELECT clock_timestamp()) - %s)
+            SELECT host(a.ip) FROM addresses a
+            -- Not EXISTS, for which PostgreSQL reads all that waits.
+            WHERE (SELECT min(d.next_attempt_at) FROM deliveries d WHERE d.status IN ('accepted', 'reattempt') AND d.source = a.ip)
+                <= clock_timestamp() - %s
             """,
             [timedelta(seconds=older_than)],
         ).fetchall()
