@@ -12,14 +12,13 @@ one, and what is stored, signed and sent is the same, with CRLF throughout. A ba
 """
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
+
+from remails.mail.message import BARE_LF
 
 END = b"\r\n.\r\n"
 BLOCK = 64 * 1024
 """Bytes that are looked at together; the reader's buffer holds little more than twice as many."""
-
-_BARE_LF = re.compile(rb"(?<!\r)\n")
 
 Keep = Callable[[bytes], Awaitable[None]]
 """Takes the next piece of the message."""
@@ -50,8 +49,7 @@ class Text:
         return text if self._stuffed or text.endswith(b"\n") else text + b"\r\n"
 
     def _made(self, text: bytes) -> bytes:
-        if text.count(b"\n") != text.count(b"\r\n"):
-            text = _BARE_LF.sub(b"\r\n", text)
+        text = BARE_LF.sub(b"\r\n", text)
         if self._stuffed:
             text = text.replace(b"\r\n.", b"\r\n")  # RFC 5321 §4.5.2
         if self._skip:
