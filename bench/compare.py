@@ -34,7 +34,8 @@ from remails.dev.home import DOMAIN, Home, Ports
 from remails.mail import dkim
 
 HERE = Path(__file__).parent
-PATIENCE = 20.0  # seconds without an arrival after which what is missing is lost
+# Seconds without an arrival after which what is missing is lost. Others put mail off for a minute where we do for a second.
+PATIENCE = 150.0
 SIZES = {4: 4096, 50: 50_000}  # kB: octets
 
 
