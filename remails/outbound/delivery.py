@@ -251,7 +251,7 @@ class Courier:
         # answer of late.
         avoided = {host for claim in errand.claims for host in claim.avoided}
         missing: transport.SourceMissing | None = None
-        for target in sorted(errand.targets, key=lambda one: one.host in avoided or destination.is_mute(one.ip)):
+        for target in sorted(errand.targets, key=lambda one: one.host in avoided or destination.calls.is_mute(one.ip)):
             security, holding = errand.rules[target.host], errand.holdings[6 if ":" in target.ip else 4]
             if isinstance(security, Reply):
                 for recipient in waiting:

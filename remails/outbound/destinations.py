@@ -31,6 +31,7 @@ from remails.config import Outbound
 from remails.mail.feedback import Window
 from remails.mail.reply import Reply
 from remails.outbound import transport
+from remails.outbound.calls import Calls
 from remails.outbound.room import Room
 from remails.outbound.transport import Envelope, Gone, Place, Session
 from remails.store.ids import OrganizationId
@@ -44,8 +45,6 @@ _Line = tuple[OrganizationId, bool]
 
 _FOR_EACH_CONNECTION = 16  # deliveries in hand, so that a connection need not wait for the database
 _REMEMBERED = 1000  # domains and organizations of one destination
-_PATIENCE = 2.0  # seconds without an answer to a call, after which a destination is silent
-_MUTE = 300.0  # seconds for which a server that did not answer a call is tried after its fellows
 _FORGET = 900.0  # seconds without use, longer than any rest
 
 
@@ -64,12 +63,9 @@ class Destination:
         self._everywhere, self._settings, self._source, self._room = everywhere, settings, source, room
         self.window = Window(settings.connections_per_destination)
         self.used_at = time.monotonic()
-        self._active = self._calls = 0
-        self._answers = self._is_silent = False
-        self._answered_at = float("-inf")
-        self._servers: Set[str] = frozenset()
-        self._mute: dict[str, float] = {}
-        """Servers that did not answer a call, by IP, and until when they are tried after their fellows."""
+        self.calls = Calls(settings, self._heed_call)
+        self._was_silent = False
+        self._active = 0
         self._in_hand: Counter[OrganizationId] = Counter()
         self._senders: dict[tuple[str, OrganizationId], None] = {}
         """Domains it stands for, and who sends there; of late."""
@@ -92,7 +88,7 @@ class Destination:
             Busy: come back later.
         """
         self.used_at = time.monotonic()
-        self._servers = servers
+        self.calls.servers = servers
         self._room.placed(claims)
         deliveries, organization_id = len(claims), claims[0].organization_id
         sender = claims[0].domain, organization_id
@@ -128,7 +124,7 @@ class Destination:
         """
         if self._everywhere.is_stopping:
             raise Busy("the service stops", 0)
-        if not self._answers and claim.organization_id in self._everywhere.callers(noted=not claim.attempts):
+        if not self.calls.answers and claim.organization_id in self._everywhere.callers(noted=not claim.attempts):
             self._everywhere.crowded(self)
             raise Busy("many destinations do not answer", self._settings.poll_interval)
         if self._has_slot and not self._lines:
@@ -146,10 +142,10 @@ class Destination:
 
         `callers` are not to call one more destination that has not answered.
         """
-        is_closed = self._is_silent or self.window.rest(time.monotonic()) > 0
+        is_closed = self.calls.is_silent or self.window.rest(time.monotonic()) > 0
         without = {one for one in self._in_hand if self._has_no_room(one, noted)}
         self._left_out[noted] |= without
-        if not self._answers and not self._everywhere.is_called(self):
+        if not self.calls.answers and not self._everywhere.is_called(self):
             without |= callers
         return [
             Closed(self._source, domain, organization_id)
@@ -178,28 +174,28 @@ class Destination:
         if (rest := self.window.rest(time.monotonic())) > 0:
             self._everywhere.crowded(self)
             raise Busy(f"not tried now, the destination did not take more: {self._last}", rest)
-        if self._is_silent:
+        if self.calls.is_silent:
             self._everywhere.crowded(self)
             raise Busy(_SILENT, self._settings.poll_interval)
 
     @property
     def _has_slot(self) -> bool:
         """Whether one is free: while it does not answer one is for a call, and what still hangs in the others is no call."""
-        return self._active < self.window.limit and (self._answers or not self._everywhere.is_called(self))
+        return self._active < self.window.limit and (self.calls.answers or not self._everywhere.is_called(self))
 
     def _grant(self, organization_id: OrganizationId) -> bool:
         """Take a slot; whether it is for a call to who has not answered."""
         self._active += 1
-        if not self._answers:
+        if not self.calls.answers:
             self._everywhere.calls(self, organization_id)
-        return not self._answers
+        return not self.calls.answers
 
     def _leave(self, *, is_call: bool) -> None:
         """Give it back."""
         self._active -= 1
         if is_call:
             self._everywhere.called(self)
-        self._serve()
+        self._go_on()
 
     def _dismiss(self, why: str, delay: float) -> None:
         for line in self._lines.values():
@@ -237,9 +233,26 @@ class Destination:
         elif answer.code is not None:
             self.window.succeeded()
         if answer.code is not None:
-            self._answered()
+            self.calls.answered()
         else:
-            self._answers = False
+            self.calls.answers = False
+
+    def _heed_call(self) -> None:
+        """Send away who waits when it begins to keep silent; or else have the next one call, or all go on when it answers."""
+        if self.calls.is_silent:
+            self._was_silent = True
+            self._everywhere.crowded(self)
+            self._dismiss(_SILENT, self._settings.poll_interval)
+        else:
+            self._everywhere.called(self)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Serve who waits, and say that there is room again after a silence."""
+        if self._was_silent and not self.calls.is_silent:
+            self._was_silent = False
+            self._room.on_room(noted=False)
+        self._serve()
 
     async def send(self, place: Place, envelope: Envelope) -> tuple[dict[str, Reply], Session | None]:
         """Offer a message over a kept session, or else a new one; needs a `slot`.
@@ -255,64 +268,10 @@ class Destination:
                 return await self._offer(session, envelope)
         self._make_room()
         try:
-            session = await self._call(place)
+            session = await self.calls.call(place)
         except transport.Broken as broken:
             return dict.fromkeys(envelope.recipients, broken.reply), None
         return await self._offer(session, envelope)
-
-    def is_mute(self, server: str) -> bool:
-        """Whether that server is better tried after its fellows."""
-        return self._mute.get(server, 0) > time.monotonic()
-
-    def _avoid(self, server: str) -> None:
-        self._mute[server] = time.monotonic() + _MUTE
-
-    async def _call(self, place: Place) -> Session:
-        """Connect, and see whether it answers."""
-        server = place.target.ip
-        timer = asyncio.get_running_loop().call_later(_PATIENCE, self._hear_nothing, server, time.monotonic())
-        self._calls += 1
-        if server in self._mute:
-            self._avoid(server)  # one looks whether it is back
-        try:
-            session = await transport.connect(self._settings, place)
-        except transport.Broken as broken:
-            if broken.reply.code is None:
-                self._avoid(server)
-            raise
-        finally:
-            timer.cancel()
-            self._calls -= 1
-            if not self._calls:
-                self._end_silence()
-        self._mute.pop(server, None)
-        self._answered()
-        return session
-
-    def _hear_nothing(self, server: str, since: float) -> None:
-        self._avoid(server)
-        if self._answered_at >= since:
-            return
-        self._answers = False
-        if all(map(self.is_mute, self._servers)):
-            self._is_silent = True
-            self._everywhere.crowded(self)
-            self._dismiss(_SILENT, self._settings.poll_interval)
-        else:  # the next one calls another of its servers
-            self._everywhere.called(self)
-            self._serve()
-
-    def _answered(self) -> None:
-        self._answered_at = time.monotonic()
-        self._answers = True
-        self._everywhere.called(self)
-        self._end_silence()
-        self._serve()
-
-    def _end_silence(self) -> None:
-        if self._is_silent:
-            self._is_silent = False
-            self._room.on_room(noted=False)
 
     async def _offer(self, session: Session, envelope: Envelope) -> tuple[dict[str, Reply], Session]:
         try:
@@ -344,8 +303,7 @@ class Destination:
         """Close what was kept since before then (monotonic), and forget servers of which long nothing was heard."""
         old = [session for session in self._kept if session.idle_since <= before]
         self._kept = [session for session in self._kept if session.idle_since > before]
-        long_ago = time.monotonic() - _MUTE
-        self._mute = {server: until for server, until in self._mute.items() if until > long_ago}
+        self.calls.forget()
         for session in old:
             self._everywhere.leave(session.close())
 

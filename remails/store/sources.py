@@ -39,7 +39,6 @@ class Moved:
     """A delivery that has a new source."""
 
     delivery_id: DeliveryId
-    message_id: MessageId
     source: str | None
 
 
@@ -133,7 +132,7 @@ def move(conn: Connection, choices: Sequence[tuple[DeliveryId, str | None]]) -> 
             SELECT message_id, id, 'moved', source,
                 CASE WHEN source IS NULL THEN 'Its pool has no address now' ELSE 'To another address of its pool' END
             FROM moved
-            RETURNING delivery_id, message_id, host(source) AS source
+            RETURNING delivery_id, host(source) AS source
             """,
             {"ids": [delivery_id for delivery_id, _ in choices], "sources": [source for _, source in choices]},
         ).fetchall()

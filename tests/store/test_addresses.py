@@ -577,10 +577,8 @@ def test_moved_mail_has_its_new_source_and_an_entry_in_the_timeline(conn: Connec
     assert (moved.delivery_id, moved.source) == (delivery, "198.51.100.2")
     rows = conn.execute("SELECT host(source), next_attempt_at FROM deliveries WHERE id = %s", [delivery]).fetchall()
     assert due is not None and rows == [("198.51.100.2", due[0])]
-    entry = conn.execute(
-        "SELECT delivery_id, kind, host(source) FROM timeline WHERE message_id = %s", [moved.message_id]
-    )
-    assert entry.fetchall() == [(delivery, "moved", "198.51.100.2")]
+    entries = conn.execute("SELECT kind, host(source) FROM timeline WHERE delivery_id = %s", [delivery]).fetchall()
+    assert entries == [("moved", "198.51.100.2")]
     assert sources.move(conn, [(delivery, "198.51.100.2")]) == [], "it is there already"
     assert sources.move(conn, []) == []
 
