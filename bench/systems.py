@@ -174,8 +174,11 @@ def server(directory: Path) -> postgresql.Server:
     """A PostgreSQL with the settings that the role gives it, as far as they do not follow from the host."""
     given = [line for line in ROLE.read_text().splitlines() if "=" in line and "{{" not in line and line[0] != "#"]
     given += ["shared_buffers = '1GB'", "effective_cache_size = '4GB'", "maintenance_work_mem = '256MB'"]
-    pairs = [re.split(r"\s*=\s*", line, maxsplit=1) for line in given]
-    return postgresql.Server(directory, tools=server_tools(), options={name: value.strip("'") for name, value in pairs})
+    options = {name: value.strip("'") for name, value in (re.split(r"\s*=\s*", line, maxsplit=1) for line in given)}
+    tools = server_tools()
+    if tools is None:
+        options["wal_compression"] = "on"  # the one of the tests is built without lz4
+    return postgresql.Server(directory, tools=tools, options=options)
 
 
 def check_durable(conn: psycopg.Connection) -> None:
