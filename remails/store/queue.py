@@ -10,7 +10,8 @@ refused when the claim is no longer ours, or has a result. A result takes the ma
 died over it: the timeline then says "ambiguous".
 
 Claims take lists of addresses or messages and results go in by the list: no work per delivery that could be per batch. A list goes in as
-one parameter of JSON: as an array for each column it would take both sides far longer.
+one parameter of JSON: as an array for each column it would take both sides far longer. It goes in by the deliveries' ids, so that two
+statements that meet in the same rows do not wait for each other.
 """
 
 import time
@@ -361,7 +362,7 @@ def record_many(conn: Connection, results: Sequence[Result], host: str | None = 
                 AND (d.claim_epoch = r.claim_epoch OR r.status = 'delivered')
             RETURNING d.id
             """,
-            [msgspec.json.encode(results).decode(), host],
+            [msgspec.json.encode(sorted(results, key=_DELIVERY)).decode(), host],
         )
         return set(rows.fetchall())
 
@@ -379,16 +380,21 @@ def note_many(conn: Connection, notes: Sequence[Note]) -> None:
 
 @one_statement
 def renew(conn: Connection, claims: Sequence[tuple[DeliveryId, int]], lease: float) -> set[DeliveryId]:
-    """Prolong the leases of claims that are being worked on; returns those that are still ours."""
+    """Prolong the leases of claims that are being worked on; returns those that are.
+
+    It waits for nobody: what others write to at the moment is being ended, or prolonged the next time.
+    """
     with conn.cursor(row_factory=scalar_row) as cursor:
         rows = cursor.execute(
             """
-            UPDATE deliveries d SET next_attempt_at = clock_timestamp() + %s
-            FROM unnest(%s::bigint[], %s::int[]) AS mine (id, claim_epoch)
-            WHERE d.id = mine.id AND d.claim_epoch = mine.claim_epoch AND d.status IN ('accepted', 'reattempt')
+            WITH ours AS MATERIALIZED (
+                SELECT d.id FROM deliveries d JOIN unnest(%s::bigint[], %s::int[]) AS mine (id, claim_epoch) USING (id)
+                WHERE d.claim_epoch = mine.claim_epoch AND d.status IN ('accepted', 'reattempt')
+                FOR UPDATE OF d SKIP LOCKED)
+            UPDATE deliveries d SET next_attempt_at = clock_timestamp() + %s FROM ours WHERE d.id = ours.id
             RETURNING d.id
             """,
-            [timedelta(seconds=lease), [id_ for id_, _ in claims], [epoch for _, epoch in claims]],
+            [[id_ for id_, _ in claims], [epoch for _, epoch in claims], timedelta(seconds=lease)],
         )
         return set(rows.fetchall())
 

@@ -1,5 +1,7 @@
 """The queue: claims are exclusive and end, results count only under their own claim."""
 
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import LiteralString
@@ -261,6 +263,33 @@ def test_an_unknown_host_claims_like_any(db: Database, tenant: Tenant) -> None:
 
 def begin(db: Database, *claims: Claim) -> set[DeliveryId]:
     return db.run(queue.begin, [queue.Begun(c.id, c.claim_epoch, "mx.example.net", "127.0.0.21") for c in claims])
+
+
+def test_batches_in_opposite_order_do_not_deadlock(db: Database, tenant: Tenant) -> None:
+    """As they meet in one process: an envelope's note comes late, results come in any order, and leases are renewed meanwhile."""
+    for _ in range(6):
+        submit(db, tenant, *(f"r{number}@example.net" for number in range(50)))
+    claims = claim(db, tenant, limit=300)
+    held = [(one.id, one.claim_epoch) for one in claims]
+    deferred = [result(one, "reattempt") for one in claims]
+    together = threading.Barrier(3)
+
+    def work(write: Callable[[], object]) -> None:
+        together.wait()
+        for _ in range(15):
+            write()
+
+    with ThreadPoolExecutor(3) as threads:
+        list(
+            threads.map(
+                work,
+                (
+                    lambda: db.run(queue.record_many, deferred[::-1]),
+                    lambda: db.run(queue.renew, held, 60),
+                    lambda: begin(db, *claims[150:], *claims[:150]),
+                ),
+            )
+        )
 
 
 def test_only_a_claim_that_is_still_ours_may_be_sent(db: Database, tenant: Tenant) -> None:
