@@ -280,6 +280,7 @@ class Outbound:
             task.cancel()  # what was begun and not answered is tried again as ambiguous
         drained.set()
         await asyncio.gather(*late, renewing, return_exceptions=True)
+        await self._results.flush()  # what was answered is not to be given back: another host would send it once more
         if held := self._room.held:
             log.warning("given back unfinished", deliveries=len(held))
             with contextlib.suppress(Unavailable):

@@ -1,6 +1,7 @@
 """Delivery to real mail servers: what arrives, from where, and what is remembered of it."""
 
 import asyncio
+from contextlib import ExitStack
 from email import message_from_bytes
 
 import pytest
@@ -403,6 +404,31 @@ def test_what_a_server_does_not_answer_in_time_is_given_back_as_ambiguous(bench:
                 for id_, kinds in ((one, ["ambiguous", "delivered"]), (other, ["delivered"])):
                     await bench.deliveries(id_, lambda row: row.status == "delivered")
                     assert [entry.kind for entry in await bench.timeline(id_)] == kinds
+
+    run(main())
+
+
+def test_what_was_answered_is_not_given_back_before_it_is_recorded(bench: Bench) -> None:
+    """Or another host would send it once more: the database takes longer to record it than the service may take to stop."""
+
+    async def main() -> None:
+        bench.options["drain_timeout"] = 0.2
+        answered = asyncio.Event()
+
+        def dot(_recipients: str) -> None:
+            writing = ExitStack()
+            conn = writing.enter_context(bench.db.transaction())
+            conn.execute("LOCK TABLE timeline IN SHARE MODE")  # nobody else writes to it meanwhile
+            asyncio.get_running_loop().call_later(1.0, writing.close)
+            answered.set()
+
+        async with bench.dns(), bench.serve(script=Script(dot=dot)):
+            async with bench.work():
+                message_id = await bench.submit("a@example.net")
+                async with asyncio.timeout(10):
+                    await answered.wait()
+            (row,) = await bench.db.call(messages.deliveries, bench.tenant.organization_id, [message_id])
+            assert row.status == "delivered"
 
     run(main())
 
