@@ -264,6 +264,8 @@ class Destination:
             transport.SourceMissing: the source cannot be bound.
         """
         while session := self._take(place):
+            self._everywhere.called(self)  # who has one calls nobody, and may be answered late: it is the next one's turn to call
+            self._go_on()
             with contextlib.suppress(Gone):
                 return await self._offer(session, envelope)
         self._make_room()

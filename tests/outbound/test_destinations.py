@@ -172,6 +172,26 @@ def test_who_hangs_keeps_no_other_from_calling(bench: Bench) -> None:
     run(main())
 
 
+def test_a_kept_connection_is_no_call(bench: Bench) -> None:
+    """One is kept, another one was lost since; the next mail goes over the first, and the server thinks about it for long."""
+
+    async def main() -> None:
+        bench.options |= {"drain_timeout": 0.1, "keep_connection": 30.0}
+        does = {"lost@example.net": Action.CLOSE, "slow@example.net": Action.HANG}
+        async with bench.dns(), bench.serve(script=Script(dot=does.get)) as mx:
+            await bench.submit("first@example.net")
+            await bench.submit("lost@example.net")
+            async with bench.work():
+                await until(lambda: count(bench, "attempts > 0")() == 2)
+                await bench.submit("slow@example.net")
+                await mx.wait(3)
+                await bench.deliveries(await bench.submit("last@example.net"))
+            ports = {record.rcpt_tos[0].partition("@")[0]: record.peer_port for record in mx.records}
+            assert ports["slow"] == ports["first"] not in (ports["lost"], ports["last"])
+
+    run(main())
+
+
 def _have_two_servers(bench: Bench) -> None:
     bench.zone["example.net", "MX"] = ["10 first.example.net.", "20 mx.example.net."]
     bench.zone["first.example.net", "A"] = ["127.0.0.22"]
