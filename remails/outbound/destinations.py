@@ -65,13 +65,13 @@ class Destination:
         self.used_at = time.monotonic()
         self.calls = Calls(settings, self._heed_call)
         self._was_silent = False
-        self._active = 0
+        self._active = self._last_call = 0
         self._in_hand: Counter[OrganizationId] = Counter()
         self._senders: dict[tuple[str, OrganizationId], None] = {}
         """Domains it stands for, and who sends there; of late."""
         self._left_out: dict[bool, set[OrganizationId]] = {True: set(), False: set()}
         """Who was said to be without room, for what was noted and for what is due."""
-        self._lines: dict[_Line, deque[asyncio.Future[bool]]] = {}
+        self._lines: dict[_Line, deque[asyncio.Future[int]]] = {}
         self._kept: list[Session] = []
         self._last = ""
 
@@ -128,14 +128,14 @@ class Destination:
             self._everywhere.crowded(self)
             raise Busy("many destinations do not answer", self._settings.poll_interval)
         if self._has_slot and not self._lines:
-            is_call = self._grant(claim.organization_id)
+            call = self._grant(claim.organization_id)
         else:
-            is_call = await self._stand_in_line((claim.organization_id, claim.attempts > 0))
+            call = await self._stand_in_line((claim.organization_id, claim.attempts > 0))
         try:
             self._refuse_in_vain()
             yield
         finally:
-            self._leave(is_call=is_call)
+            self._leave(call)
 
     def closed(self, callers: Set[OrganizationId], *, noted: bool) -> list[Closed]:
         """What is not to be claimed now: of what was noted, or of all that is due, for which there is less room.
@@ -183,17 +183,19 @@ class Destination:
         """Whether one is free: while it does not answer one is for a call, and what still hangs in the others is no call."""
         return self._active < self.window.limit and (self.calls.answers or not self._everywhere.is_called(self))
 
-    def _grant(self, organization_id: OrganizationId) -> bool:
-        """Take a slot; whether it is for a call to who has not answered."""
+    def _grant(self, organization_id: OrganizationId) -> int:
+        """Take a slot; the number of the call that it is for, to who has not answered, or 0."""
         self._active += 1
-        if not self.calls.answers:
-            self._everywhere.calls(self, organization_id)
-        return not self.calls.answers
+        if self.calls.answers:
+            return 0
+        self._last_call += 1
+        self._everywhere.calls(self, organization_id)
+        return self._last_call
 
-    def _leave(self, *, is_call: bool) -> None:
-        """Give it back."""
+    def _leave(self, call: int) -> None:
+        """Give it back; what it was for is over, where no other call has begun since."""
         self._active -= 1
-        if is_call:
+        if call == self._last_call:
             self._everywhere.called(self)
         self._go_on()
 
@@ -204,14 +206,14 @@ class Destination:
                     turn.set_exception(Busy(why, delay))
         self._lines.clear()
 
-    async def _stand_in_line(self, line: _Line) -> bool:
-        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    async def _stand_in_line(self, line: _Line) -> int:
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._lines.setdefault(line, deque()).append(turn)
         try:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:  # it was our turn already
-                self._leave(is_call=turn.result())
+                self._leave(turn.result())
             raise
 
     def _serve(self) -> None:
@@ -264,7 +266,8 @@ class Destination:
             transport.SourceMissing: the source cannot be bound.
         """
         while session := self._take(place):
-            self._everywhere.called(self)  # who has one calls nobody, and may be answered late: it is the next one's turn to call
+            # Who has one calls nobody, and may be answered late: it is the next one's turn to call.
+            self._everywhere.called(self)
             self._go_on()
             with contextlib.suppress(Gone):
                 return await self._offer(session, envelope)

@@ -177,17 +177,54 @@ def test_a_kept_connection_is_no_call(bench: Bench) -> None:
 
     async def main() -> None:
         bench.options |= {"drain_timeout": 0.1, "keep_connection": 30.0}
-        does = {"lost@example.net": Action.CLOSE, "slow@example.net": Action.HANG}
+        does = {"lost@example.net": Action.CLOSE, "thinks@example.net": Action.HANG}
         async with bench.dns(), bench.serve(script=Script(dot=does.get)) as mx:
             await bench.submit("first@example.net")
             await bench.submit("lost@example.net")
             async with bench.work():
                 await until(lambda: count(bench, "attempts > 0")() == 2)
-                await bench.submit("slow@example.net")
+                await bench.submit("thinks@example.net")
                 await mx.wait(3)
                 await bench.deliveries(await bench.submit("last@example.net"))
             ports = {record.rcpt_tos[0].partition("@")[0]: record.peer_port for record in mx.records}
-            assert ports["slow"] == ports["first"] not in (ports["lost"], ports["last"])
+            assert ports["thinks"] == ports["first"] not in (ports["lost"], ports["last"])
+
+    run(main())
+
+
+def test_who_ends_does_not_end_the_call_of_another(bench: Bench) -> None:
+    """As before, and the kept one is lost as well, while the next mail calls in vain: there is no second call beside that."""
+
+    async def main() -> None:
+        bench.options |= {"drain_timeout": 0.1, "keep_connection": 30.0}
+        does = {"lost@example.net": Action.CLOSE, "thinks@example.net": Action.CLOSE}
+        calls: list[str] = []
+        called, patience = asyncio.Event(), asyncio.Event()
+        delay: dict[str, float | asyncio.Event] = {}
+
+        def banner(peer: str) -> Action | None:
+            calls.append(peer)
+            if len(calls) < 3:
+                return None
+            called.set()
+            return Action.HANG
+
+        async with bench.dns(), bench.serve(script=Script(banner=banner, dot=does.get, delay=delay)) as mx:
+            await bench.submit("first@example.net")
+            await bench.submit("lost@example.net")
+            async with bench.work():
+                await until(lambda: count(bench, "attempts > 0")() == 2)
+                delay["dot"] = patience
+                await bench.submit("thinks@example.net")
+                await mx.wait(3)
+                await bench.submit("calling@example.net")
+                async with asyncio.timeout(10):
+                    await called.wait()
+                await bench.submit("waiting@example.net")
+                await until(lambda: count(bench, "claimed_by IS NOT NULL")() == 3)
+                patience.set()
+                await until(lambda: count(bench, "cause = 'the destination does not answer'")() == 1)
+            assert len(calls) == 3
 
     run(main())
 
