@@ -6,8 +6,8 @@
     PYTHONPATH=tests python bench/compare.py --systems remails postfix --sizes 4 --sessions 10 --rounds 5
 
 All of them run all the time, and one is given mail at a time; the order turns from round to round. What counts is how two of them
-compare within a round; the median of that is reported. It fails when a mail was lost or came twice, and when one of ours was not signed or
-not recorded as delivered.
+compare within a round; the median of that is reported. It fails when one of our mails was lost, came twice, was not signed, or was not recorded
+as delivered. Another system that loses one is stopped, and left out from there on.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import kept
@@ -118,12 +118,8 @@ def measure(
     case: Case,
     seconds: float,
     signers: Sequence[str] = (DOMAIN,),
-    late: Collection[str] = (),
 ) -> Round:
     """Give one system mail for so long, and see all of it arrive, signed by one of these domains if ours.
-
-    Args:
-        late: systems whose mails of before may still come.
 
     Raises:
         Wrong: a mail was lost, came twice, or was not as it should be.
@@ -137,7 +133,7 @@ def measure(
     wait(sink, len(taken))
     system.settle()
     seen, after = sink.counts(), system.cpu()
-    check(system, sent, seen, (prefix, *late), signers)
+    check(system, sent, seen, prefix, signers)
     mails = len(taken)
     cpu = {name: (after[name] - before[name]) * 1000 / mails for name in after}
     first = min(sent.begun)
@@ -163,18 +159,16 @@ def percentiles(seconds: Sequence[float]) -> list[float]:
     return [1000 * statistics.median(ordered), 1000 * ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]]
 
 
-def check(
-    system: System, sent: Result, seen: dict[str, object], prefixes: tuple[str, ...], signers: Sequence[str]
-) -> None:
-    """Of mails whose names begin with the first of the prefixes; those that begin with another may come. Raises Wrong, in words."""
+def check(system: System, sent: Result, seen: dict[str, object], prefix: str, signers: Sequence[str]) -> None:
+    """Of mails whose names begin with the prefix. Raises Wrong, in words."""
     mails = seen["mails"]
     assert isinstance(mails, dict)
-    taken = {f"{prefixes[0]}{number}" for number, at in enumerate(sent.taken) if at}
+    taken = {f"{prefix}{number}" for number, at in enumerate(sent.taken) if at}
     if sent.refused:
         raise Wrong(f"{system.name}: {len(sent.refused)} sessions ended early: {sent.refused[0]}")
     lost = taken - mails.keys()
     doubled = [name for name in taken if mails.get(name, 0) > 1]
-    stray = [name for name in mails if not name.startswith(prefixes)]
+    stray = [name for name in mails if not name.startswith(prefix)]
     found = [f"{len(lost)} of {len(taken)} mails were lost"] * bool(lost)
     found += [f"{len(doubled)} mails came more than once"] * bool(doubled)
     found += [f"{len(stray)} mails came that were not sent in this round"] * bool(stray)
@@ -217,28 +211,39 @@ def run(names: Sequence[str], cases: Sequence[Case], rounds: int, seconds: float
     found: list[Round] = []
     with contextlib.ExitStack() as stack:
         given, sink = stack.enter_context(place())
-        running = [stack.enter_context(systems.STARTERS[name](given)) for name in names]
-        for system in running:
-            measure(system, sink, Case(4, 10), 2.0)  # what is compiled or opened at the first use
-        out: list[str] = []
+        running: dict[System, contextlib.ExitStack] = {}
+        for name in names:
+            ending = stack.enter_context(contextlib.ExitStack())
+            running[ending.enter_context(systems.STARTERS[name](given))] = ending
+
+        def measured(system: System, case: Case, seconds: float) -> list[Round]:
+            try:
+                return [measure(system, sink, case, seconds)]
+            except Wrong as error:
+                if isinstance(system, Remails):
+                    raise
+                print(f"{error}: {system.name} is left out from here on", flush=True)
+            running.pop(system).close()  # what it still has would come while others are measured
+            return []
+
+        for system in list(running):
+            measured(system, Case(4, 10), 2.0)  # what is compiled or opened at the first use
         for number, case in itertools.product(range(rounds), cases):
-            turn = (number + cases.index(case)) % len(running)
-            for system in running[turn:] + running[:turn]:
-                try:
-                    found.append(measure(system, sink, case, seconds, late=out))
-                except Wrong as error:
-                    if system.name == "remails":
-                        raise
-                    print(f"{error}: {system.name} is left out from here on", flush=True)
-                    running.remove(system)
-                    out.append(system.name)
-                else:
-                    print(line(found[-1]), flush=True)
-        for system in (one for one in running if half and one.name in ("remails", "postfix")):
+            if not (here := list(running)):
+                raise Wrong("all were left out")
+            turn = (number + cases.index(case)) % len(here)
+            for system in here[turn:] + here[:turn]:
+                _tell(found, measured(system, case, seconds))
+        for system in [one for one in running if half and one.name in ("remails", "postfix")]:
             highest = max(median(found, system.name, case.name) for case in cases if case.size == 4)
-            found.append(measure(system, sink, Case(4, 50, rate=highest / 2), half, late=out))
-            print(line(found[-1]), flush=True)
+            _tell(found, measured(system, Case(4, 50, rate=highest / 2), half))
     return found
+
+
+def _tell(found: list[Round], more: Sequence[Round]) -> None:
+    found += more
+    for one in more:
+        print(line(one), flush=True)
 
 
 def median(rounds: Sequence[Round], system: str, case: str) -> float:
@@ -284,6 +289,8 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="longer")
     parser.add_argument("--keep", action="store_true", help="write bench/results/compare.json")
     options = parser.parse_args()
+    if options.half and 4 not in options.sizes:
+        parser.error("--half is measured with mails of 4 kB")
     here = kept.machine()
     stop_when_told()
     names = [name for name in options.systems if not _left_out(name, options.full)]

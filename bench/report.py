@@ -80,14 +80,13 @@ def _compare(found: Compared) -> dict[str, str]:
         [
             f"rate / {NAMES[name.split('_')[0]]}'s, {_case(name.split('_', 1)[1])}",
             f"at least {goal}",
-            f"{delivered[name]:.2f}",
+            f"{delivered[name]:.2f}" if name in delivered else "not measured",
         ]
         for name, goal in GOALS.items()
-        if name in delivered
     ]
     goals += _latency_goals(found)
     blocks["goals"] = table(["", "goal", "measured"], goals)
-    blocks["ratios"] = table(head, rows)
+    blocks["ratios"] = table(head, rows) + _left_out(found)
     blocks["rates"] = found.each(lambda one: one.delivered)
     blocks["accepted"] = found.each(lambda one: one.accepted)
     blocks["cpu"] = found.each(lambda one: one.cpu_ms["all"], "{:.2f}")
@@ -114,6 +113,19 @@ def _compare(found: Compared) -> dict[str, str]:
     )
     blocks["memory"] = _memory(found)
     return blocks
+
+
+def _left_out(found: Compared) -> str:
+    """Who was not there all the time, for whoever reads the ratios."""
+    times = {name: sum(one.system == name and one.case in found.full for one in found.rounds) for name in NAMES}
+    said = [
+        f"{NAMES[name]} lost mail and was left out after {count} of {times['remails']} measurements."
+        if count
+        else f"{NAMES[name]} was not measured."
+        for name, count in times.items()
+        if count < times["remails"]
+    ]
+    return "\n\n" * bool(said) + " ".join(said)
 
 
 def _latency_goals(found: Compared) -> list[list[str]]:
@@ -200,9 +212,11 @@ def _plots(found: Compared) -> dict[str, str]:
             for group, ms in found.groups(name, case).items():
                 if group != "all" and ms >= 0.02:
                     stacks.setdefault(group, {})[f"{NAMES[name]} {case.split('_')[0]}"] = ms
-    order = [f"{NAMES[name]} {size}" for size in ("4k", "50k") for name in found.systems]
+    measured = {name for values in stacks.values() for name in values}
+    order = [bar for size in ("4k", "50k") for name in found.systems if (bar := f"{NAMES[name]} {size}") in measured]
     stacks = {group: {name: values.get(name, 0.0) for name in order} for group, values in stacks.items()}
-    drawn["cpu"] = pictures.bars("Processor time for each mail, ms (10 sessions)", stacks, stacked=True)
+    if stacks:
+        drawn["cpu"] = pictures.bars("Processor time for each mail, ms (10 sessions)", stacks, stacked=True)
     return drawn
 
 
