@@ -8,6 +8,7 @@ import json
 import re
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,21 @@ def backup_place(repository: str) -> dict[str, Any]:
     return {"host": found[2] or found[3], "port": int(found[4] or port)}
 
 
+def restore_trouble(info: str, to: str) -> str:
+    """Why the database cannot be brought back as it was at that moment (or the newest), by what `pgbackrest info` says; or nothing."""
+    stanzas = json.loads(info) if info.startswith("[") else []  # without pgBackRest it says nothing
+    ends = [backup["timestamp"]["stop"] for stanza in stanzas for backup in stanza["backup"]]
+    if not ends:
+        return "has no backup; there may be an independent copy: -e restore_from=independent"
+    moment = datetime.fromisoformat(to) if to else None
+    if moment and moment.timestamp() < min(ends):
+        oldest = datetime.fromtimestamp(min(ends), UTC).isoformat()
+        return f"has nothing of {to}; its oldest backup ended at {oldest}: choose that moment or a later one"
+    if moment and moment > datetime.now(UTC):
+        return f"has nothing of {to}, which is still to come"
+    return ""
+
+
 def scram_verifier(password: str) -> str:
     """What PostgreSQL stores for a password (RFC 5803); the same each time, since its salt is made of the password too."""
     salt = hmac.digest(password.encode(), b"remails postgresql", "sha256")[:16]
@@ -146,6 +162,7 @@ class FilterModule:
             "unit_credentials": unit_credentials,
             "dsn_hosts": dsn_hosts,
             "networks": networks,
+            "restore_trouble": restore_trouble,
             "of_family": of_family,
             "scram_verifier": scram_verifier,
             "toml": toml,

@@ -38,7 +38,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("word", choices=[*KINDS, "begin", "status", "restore"])
     parser.add_argument("--from", dest="source", choices=["repository", "independent"], default="repository")
-    parser.add_argument("--to", default="", help="the moment, as 2026-11-25 17:03:12+00")
+    parser.add_argument("--to", default="", help="the moment, as 2026-11-25T17:03:12+00")
     parser.add_argument("--timeline", default="", help="of the repository, if not the newest")
     parser.add_argument("--settings", type=Path, default=SETTINGS)
     given = parser.parse_args(words)

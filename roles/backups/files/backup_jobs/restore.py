@@ -19,7 +19,7 @@ def restore(settings: Settings, source: str, to: str, timeline: str) -> dict[str
         raise Failed(f"a server runs on {data}")
     moment = datetime.fromisoformat(to) if to else None
     if moment and moment.tzinfo is None:
-        raise Failed(f"{to} has no time zone; write it like 2026-11-25 17:03:12+00")
+        raise Failed(f"{to} has no time zone; write it like 2026-11-25T17:03:12+00")
     if source == "independent":
         clean(settings)
         try:
@@ -54,4 +54,5 @@ def restore(settings: Settings, source: str, to: str, timeline: str) -> dict[str
 
 
 def _said(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(sep=" ", timespec="seconds") if at else "the end of the backup"
+    """A moment as journalctl takes it: that of Debian 12 knows no +00:00."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC" if at else "the end of the backup"
