@@ -41,6 +41,16 @@ def networks(ips: Iterable[str]) -> list[str]:
     return [str(ipaddress.ip_network(ip)) for ip in ips]
 
 
+def interface_of(facts: Mapping[str, Any], ip: str) -> str:
+    """The network interface that has an address, by the facts of its host; empty if none has."""
+    for name in facts.get("interfaces", ()):
+        seen = facts.get(name.replace("-", "_"), {})
+        there = [seen.get("ipv4", {}), *seen.get("ipv4_secondaries", ()), *seen.get("ipv6", ())]
+        if ipaddress.ip_address(ip) in [ipaddress.ip_address(one["address"]) for one in there if "address" in one]:
+            return str(seen["device"])
+    return ""
+
+
 def endpoint(ip: str) -> dict[str, str]:
     """Where the bus of the host with this address is, for publishers and for subscribers."""
     host = in_url(ip)
@@ -159,6 +169,7 @@ class FilterModule:
             "endpoint": endpoint,
             "etcd_members": etcd_members,
             "in_url": in_url,
+            "interface_of": interface_of,
             "unit_credentials": unit_credentials,
             "dsn_hosts": dsn_hosts,
             "networks": networks,

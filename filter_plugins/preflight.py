@@ -166,6 +166,8 @@ def backups(groups: Groups, hosts: Hosts) -> Iterator[str]:
     if keepers and not ours:
         yield "The group backups has a host, but the group database has none; who runs the database keeps its backups."
         return
+    for name in sorted({*keepers} & {*ours}) if len(ours) > 1 else ():
+        yield f"{name} is in the groups backups and database; the backups of a cluster want a host that is none of its members."
     for name in {*keepers, *ours} if keepers else ():
         said = {key: str(hosts[name].get(f"backups_{key}") or "").strip() for key in PLACE}
         place, password = said["independent_repository"], said["independent_password"]
@@ -257,6 +259,8 @@ def outbound_addresses(groups: Groups, hosts: Hosts) -> Iterator[str]:
             ip, pool, preferred = one.get("ip"), one.get("pool"), one.get("preferred_host")
             if not _is(ipaddress.ip_address, ip):
                 yield f"ipagent_addresses has {ip!r}, which is no IP address; write one like 203.0.113.11."
+            elif str(ip) != _plain(ip):
+                yield f"ipagent_addresses has {ip}, which the database calls {_plain(ip)}; write it like that."
             if pool not in known:
                 yield f"The address {ip} is in the pool {pool}, which is unknown; declare it in ipagent_pools ({_and(known)})."
             if preferred and preferred not in holders:

@@ -108,8 +108,9 @@ def test_every_answer_has_each_header_of_security_once(front: Front, path: str) 
         assert len(answer.headers.get_all("Content-Security-Policy") or ()) == 1
 
 
-def test_what_is_between_our_hosts_is_not_shown(front: Front) -> None:
-    answer = front.ask("GET", "/internal/certificates")
+@pytest.mark.parametrize("path", ["/internal/certificates", "/%69nternal/certificates", "/internal%2Fcertificates"])
+def test_what_is_between_our_hosts_is_not_shown(front: Front, path: str) -> None:
+    answer = front.ask("GET", path)
     assert answer.status == 404
     assert answer.headers["X-App-Version"] is None
 

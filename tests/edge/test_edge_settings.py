@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from edge.proxy import render
+from edge.proxy import program, render
 from playbooks.play import PROJECT, Ansible
 
 from remails.api.rest import emails
@@ -70,6 +70,38 @@ def test_each_address_prefers_another_edge(ansible: Ansible, tmp_path: Path) -> 
         assert re.findall(r"        192\.\S+ dev (\S+)", text) == ["eth0"] * 2
         # VRRP of IPv4 can speak for addresses of IPv6, but not in its packets.
         assert re.search(r"virtual_ipaddress_excluded \{\s+2001:db8::101", text)
+
+
+def test_an_edge_without_ipv4_has_its_addresses_on_the_interface_that_leads_out(
+    ansible: Ansible, tmp_path: Path
+) -> None:
+    facts = {"default_ipv4": {}, "default_ipv6": {"interface": "eth7"}, "all_ipv6_addresses": ["2001:db8::41"]}
+    render(ansible, tmp_path, {"ansible_facts": facts}, edge_addresses=["2001:db8::101"])
+    text = (tmp_path / "edge1.keepalived.conf").read_text(encoding="utf-8")
+    assert "        2001:db8::101 dev eth7\n" in text
+
+
+@pytest.mark.parametrize(
+    ("ip", "interface"),
+    [("10.0.0.41", "br-a"), ("10.0.0.42", "br-a"), ("2001:db8:0::41", "eth1"), ("10.0.0.43", "")],
+)
+def test_the_interface_of_an_address_is_found_by_any_that_it_has(ip: str, interface: str) -> None:
+    facts = {
+        "interfaces": ["lo", "br-a", "eth1"],
+        "br_a": {"device": "br-a", "ipv4": {"address": "10.0.0.41"}, "ipv4_secondaries": [{"address": "10.0.0.42"}]},
+        "eth1": {"device": "eth1", "ipv6": [{"address": "fe80::1"}, {"address": "2001:db8::41"}]},
+    }
+    assert program("filter_plugins/fleet.py").interface_of(facts, ip) == interface
+
+
+def test_each_api_is_asked_at_its_own_port(ansible: Ansible, tmp_path: Path) -> None:
+    render(ansible, tmp_path, api_listen="{{ '[::]:8080' if inventory_hostname == 'app2' else '0.0.0.0:8000' }}")
+    text = (tmp_path / "edge1.haproxy.cfg").read_text(encoding="utf-8")
+    servers = re.findall(r"    server (app\S+) (127\.\S+:\d+)", text)
+    assert servers == 2 * [
+        *(("app1", "127.0.0.11:8000"), ("app2", "127.0.0.12:8080")),
+        *(("app1.anyway", "127.0.0.11:8000"), ("app2.anyway", "127.0.0.12:8080")),
+    ]
 
 
 def test_the_edge_takes_the_largest_body_that_the_api_takes() -> None:

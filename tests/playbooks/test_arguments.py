@@ -76,7 +76,8 @@ def _restore(ansible: Ansible, folder: Path, stops: list[int], *words: str, **gr
     )
     groups = {"database": ["data1"], "backups": ["watch"], "periodic": ["app1"]} | groups
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False}
-    hosts = {"hosts": dict.fromkeys(("data1", "watch", "app1"), {**local, "backups_independent_repository": "none"})}
+    local["backups_independent_repository"] = "none"
+    hosts = {"hosts": {name: local for name in ("data1", "watch", "app1")}}
     children = {"children": {group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()}}
     (folder / "hosts.yml").write_text(json.dumps({"all": hosts | children}), encoding="utf-8")
     info = json.dumps([{"backup": [{"timestamp": {"stop": stop}} for stop in stops]}])
@@ -124,7 +125,10 @@ def test_what_cannot_be_restored_is_told_while_the_database_is_there(
 def test_a_restore_does_not_leave_out_who_begins_it(ansible: Ansible, tmp_path: Path) -> None:
     status, said = _restore(ansible, tmp_path, [1], "--limit", "!data1")
     assert status == 2
-    assert "the first host of the group database, data1, which this run leaves out (--limit); put one that lives first." in said
+    assert (
+        "the first host of the group database, data1, which this run leaves out (--limit); put one that lives first."
+        in said
+    )
 
 
 def test_a_table_is_as_wide_as_what_stands_in_it() -> None:

@@ -165,6 +165,10 @@ MISTAKES: dict[str, Mistake] = {
         lambda i: (kept()(i), i.groups.update(backups=["out1", "out2"])),
         "The group backups has the hosts out1, out2; leave one in it.",
     ),
+    "backups of a cluster on one of its hosts": (
+        lambda i: (kept()(i), i.cluster()),
+        "out1 is in the groups backups and database; the backups of a cluster want a host that is none of its members.",
+    ),
     "backups of somebody else's database": (
         lambda i: (kept()(i), i.managed("host=db.example.com dbname=remails user=remails")),
         "The group backups has a host, but the group database has none; who runs the database keeps its backups.",
@@ -302,6 +306,10 @@ MISTAKES: dict[str, Mistake] = {
     "outbound address that is none": (
         lambda i: i.each(lambda host: host["ipagent_addresses"][0].update(ip="203.0.113.256")),
         "ipagent_addresses has '203.0.113.256', which is no IP address; write one like 203.0.113.11.",
+    ),
+    "outbound address that a second run would not know": (
+        lambda i: i.each(lambda host: host["ipagent_addresses"][0].update(ip="2001:DB8:0::11")),
+        "ipagent_addresses has 2001:DB8:0::11, which the database calls 2001:db8::11; write it like that.",
     ),
     "host that cannot hold it": (
         lambda i: i.each(lambda host: host["ipagent_addresses"][0].update(preferred_host="app1")),

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from play import PROJECT, Ansible
 from variables import ORDER, specs
+
+from remails.db import Connection
 
 RENDER = f"""
 - name: Render
@@ -186,6 +189,44 @@ def test_postgresql_listens_to_the_hosts_of_the_process_table(
     peers = [words[3].removesuffix("/32") for words in remote if words[2] == "replicator"]
     assert peers == ([] if example == "single" else ["10.0.0.31", "10.0.0.32", "10.0.0.33"])
     assert not any("trust" in line or " all " in line.replace("local   all      postgres", "") for line in lines[2:])
+
+
+def test_no_log_has_what_a_statement_was_given(conn: Connection) -> None:
+    """A slow one is logged, and without this its content is mail. LOG is said to the client here, as the log has it."""
+    text = (PROJECT / "roles/postgresql/templates/remails.conf.j2").read_text(encoding="utf-8")
+    for name, value in re.findall(r"(?m)^(log_\w+) = (\S+)$", text):
+        if name != "log_line_prefix":
+            conn.execute(f"SET LOCAL {name} = {value}")
+    said: list[str] = []
+    conn.add_notice_handler(lambda notice: said.append(f"{notice.message_primary} {notice.message_detail}"))
+    conn.execute("SET LOCAL client_min_messages = 'log'")
+    conn.execute("SET LOCAL log_min_duration_statement = 0")
+    conn.execute("SELECT length(%s)", ["the words of a mail"])
+    assert any("SELECT length($1)" in line for line in said)
+    assert "the words of a mail" not in " ".join(said)
+
+
+@pytest.mark.needs("apt-config")
+@pytest.mark.parametrize("named", [[], ["^postgresql", "^haproxy$"]])
+def test_what_is_left_to_a_person_is_what_is_named(ansible: Ansible, tmp_path: Path, named: list[str]) -> None:
+    """An empty word would be a pattern that fits every package."""
+    tasks = yaml.safe_load((PROJECT / "roles/base/tasks/main.yml").read_text(encoding="utf-8"))
+    (content,) = [task["ansible.builtin.copy"]["content"] for task in tasks if "52remails" in str(task)]
+    task = {"ansible.builtin.copy": {"dest": f"{tmp_path}/apt.conf", "content": content, "mode": "0600"}}
+    play = {"hosts": "all", "gather_facts": False, "vars": {"base_upgrades_by_hand": named}, "tasks": [task]}
+    (tmp_path / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
+    there = inventory(tmp_path / "hosts.yml", {"app": {}}, {"api": ["app"]})
+    assert (done := ansible("ansible-playbook", "--inventory", there, tmp_path / "play.yml")).returncode == 0, (
+        done.stdout
+    )
+    done = subprocess.run(
+        ["apt-config", "dump", "--format", "%f %v%n", "Unattended-Upgrade::Package-Blacklist"],
+        env=os.environ | {"APT_CONFIG": f"{tmp_path}/apt.conf"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.findall(r"(?m)^Unattended-Upgrade::Package-Blacklist:: (.*)$", done.stdout) == named
 
 
 @pytest.mark.parametrize(
