@@ -77,7 +77,7 @@ def _restore(ansible: Ansible, folder: Path, stops: list[int], *words: str, **gr
     groups = {"database": ["data1"], "backups": ["watch"], "periodic": ["app1"]} | groups
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False}
     local["backups_independent_repository"] = "none"
-    hosts = {"hosts": {name: local for name in ("data1", "watch", "app1")}}
+    hosts = {"hosts": dict.fromkeys(("data1", "watch", "app1"), local)}
     children = {"children": {group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()}}
     (folder / "hosts.yml").write_text(json.dumps({"all": hosts | children}), encoding="utf-8")
     info = json.dumps([{"backup": [{"timestamp": {"stop": stop}} for stop in stops]}])

@@ -206,6 +206,21 @@ def test_no_log_has_what_a_statement_was_given(conn: Connection) -> None:
     assert "the words of a mail" not in " ".join(said)
 
 
+@pytest.mark.parametrize("word", ["certificates_renew", "certificates_revoke"])
+def test_a_certificate_that_nobody_issues_is_not_revoked_in_silence(
+    ansible: Ansible, tmp_path: Path, word: str
+) -> None:
+    role = {"ansible.builtin.include_role": {"name": "certificates", "tasks_from": "issue"}}
+    play = {"hosts": "all", "gather_facts": False, "tasks": [role]}
+    (tmp_path / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
+    there = inventory(tmp_path / "hosts.yml", {"app": {}}, {"periodic": ["app"], "api": ["app"]})
+    words = ("ansible-playbook", "--inventory", there, tmp_path / "play.yml")
+    assert (done := ansible(*words)).returncode == 0, done.stdout
+    done = ansible(*words, "--extra-vars", f"{word}=true")
+    assert done.returncode == 2
+    assert "No authority issues the certificate" in " ".join(done.stdout.split())
+
+
 @pytest.mark.needs("apt-config")
 @pytest.mark.parametrize("named", [[], ["^postgresql", "^haproxy$"]])
 def test_what_is_left_to_a_person_is_what_is_named(ansible: Ansible, tmp_path: Path, named: list[str]) -> None:
