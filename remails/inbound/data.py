@@ -49,7 +49,8 @@ class Text:
         return text if self._stuffed or text.endswith(b"\n") else text + b"\r\n"
 
     def _made(self, text: bytes) -> bytes:
-        text = BARE_LF.sub(b"\r\n", text)
+        if BARE_LF.search(text):  # at memory speed, however many there are
+            text = text.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
         if self._stuffed:
             text = text.replace(b"\r\n.", b"\r\n")  # RFC 5321 §4.5.2
         if self._skip:
