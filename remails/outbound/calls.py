@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Set
 
 from remails.config import Outbound
+from remails.mail.reply import Phase
 from remails.outbound import transport
 from remails.outbound.transport import Place, Session
 
@@ -52,7 +53,8 @@ class Calls:
         try:
             session = await transport.connect(self._settings, place)
         except transport.Broken as broken:
-            if broken.reply.code is None:
+            # Who is not as secure as this mail needs has answered all the same.
+            if broken.reply.code is None and broken.reply.phase is not Phase.TLS:
                 self._avoid(server)
             raise
         finally:

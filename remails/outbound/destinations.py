@@ -29,7 +29,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence, Set
 
 from remails.config import Outbound
 from remails.mail.feedback import Window
-from remails.mail.reply import Reply
+from remails.mail.reply import Phase, Reply
 from remails.outbound import transport
 from remails.outbound.calls import Calls
 from remails.outbound.room import Room
@@ -236,7 +236,7 @@ class Destination:
             self.window.succeeded()
         if answer.code is not None:
             self.calls.answered()
-        else:
+        elif answer.phase is not Phase.TLS:  # the rules of one domain or project say nothing of the server
             self.calls.answers = False
 
     def _heed_call(self) -> None:

@@ -249,6 +249,28 @@ def test_a_silent_server_keeps_one_call_from_its_fellow(bench: Bench) -> None:
     run(main())
 
 
+def test_a_server_that_is_not_secure_enough_for_one_is_no_silent_one_for_others(bench: Bench) -> None:
+    """It is still the first that is asked."""
+
+    async def main() -> None:
+        insecure, banners = Script(without=frozenset({"STARTTLS"})), iter(["450 4.3.2 Later"])
+        second = Script(banner=lambda _: next(banners, None))
+        async with (
+            bench.dns(),
+            bench.serve("127.0.0.22", insecure) as first,
+            bench.serve(script=second),
+            bench.work(),
+        ):
+            _have_two_servers(bench)
+            await bench.db.call(lambda conn: conn.execute("UPDATE projects SET plaintext_fallback = false"))
+            await bench.deliveries(await bench.submit("strict@example.net"))
+            await bench.db.call(lambda conn: conn.execute("UPDATE projects SET plaintext_fallback = true"))
+            await bench.deliveries(await bench.submit("any@example.net"))
+            assert [record.rcpt_tos for record in first.records] == [["any@example.net"]]
+
+    run(main())
+
+
 def test_connections_are_kept_beside_a_server_that_refuses(bench: Bench) -> None:
     """It is not asked again for each mail, nor does its fellow's connection make room for that."""
 
