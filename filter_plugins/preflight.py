@@ -294,6 +294,8 @@ def monitoring(groups: Groups, hosts: Hosts) -> Iterator[str]:
             yield f"monitoring_mail_smarthost is {smarthost}, and only hosts that send may speak to port 25; name its port 587 or 465."
         elif not host.get("monitoring_mail_to"):
             yield "monitoring_mail_to is empty; list who is told of alerts."
+        elif host.get("monitoring_mail_username") and not host.get("monitoring_mail_password"):
+            yield f"The secret monitoring_mail_password is missing for {name}; put that of {server} into its vault.yml."
         listen = str(host.get("monitoring_listen") or "127.")
         if not re.match(r"127\.|\[::1]", listen) and not host.get("monitoring_password_hash"):
             yield f"monitoring_listen is {listen}, which others reach, without a password; set monitoring_password_hash."

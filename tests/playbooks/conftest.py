@@ -17,9 +17,11 @@ def ansible(tmp_path_factory: pytest.TempPathFactory) -> Ansible:
 
 @pytest.fixture(scope="session")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a fresh set of secrets, not encrypted, and a provider's token."""
+    """A file with a fresh set of secrets, not encrypted, and what only others can give."""
     file = tmp_path_factory.mktemp("vault") / "vault.yml"
     CliRunner().invoke(cli.main, ["keys", "vault", str(file)], catch_exceptions=False)
     with file.open("a", encoding="utf-8") as opened:
-        opened.write('remails_provider_token: "token"\nbackups_independent_ssh_key: "key"\n')
+        opened.write(
+            'remails_provider_token: "token"\nbackups_independent_ssh_key: "key"\nmonitoring_mail_password: "word"\n'
+        )
     return file

@@ -81,8 +81,10 @@ def _restore(ansible: Ansible, folder: Path, stops: list[int], *words: str, **gr
     children = {"children": {group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()}}
     (folder / "hosts.yml").write_text(json.dumps({"all": hosts | children}), encoding="utf-8")
     info = json.dumps([{"backup": [{"timestamp": {"stop": stop}} for stop in stops]}])
-    (folder / "pgbackrest").write_text(f"#!/bin/sh\necho '{info}'\n", encoding="utf-8")
-    (folder / "pgbackrest").chmod(0o755)
+    programs = {"pgbackrest": f"echo '{info}'", "runuser": '[ "$1 $2 $3" = "-u postgres --" ] && shift 3 && exec "$@"'}
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
     done = ansible(
         *("ansible-playbook", "--inventory", folder / "hosts.yml", folder / "restore.yml", *words),
         PATH=f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",

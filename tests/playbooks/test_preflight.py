@@ -151,6 +151,14 @@ MISTAKES: dict[str, Mistake] = {
         lambda i: i.watch(monitoring_mail_smarthost="mail.example.net:587"),
         "monitoring_mail_to is empty; list who is told of alerts.",
     ),
+    "alerts by an account without its password": (
+        lambda i: i.watch(
+            monitoring_mail_smarthost="mail.example.net:587",
+            monitoring_mail_to=["a@b.example"],
+            monitoring_mail_username="remails",
+        ),
+        "The secret monitoring_mail_password is missing for data1; put that of mail.example.net into its vault.yml.",
+    ),
     "alerts by no way": (
         lambda i: i.watch(monitoring_mail_enabled=False),
         "monitoring_mail_enabled is false and there is no monitoring_webhook; nobody would hear of alerts, so set one.",
