@@ -16,6 +16,7 @@ _LARGE = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
+    key_id: DkimKeyId
     domain: str
     selector: str
     key: dkim.Key
@@ -27,7 +28,7 @@ class Signing:
     def __init__(self, db: Database, vault: Vault) -> None:
         self._db, self._vault = db, vault
         self._identities: dict[DomainId, tuple[float, list[_Identity]]] = {}
-        self._parsed: dict[DkimKeyId, dkim.Key] = {}
+        """Of each domain that has sent of late, and until when they hold (monotonic); the earliest first."""
 
     async def sign(self, domain_id: DomainId, raw: bytes) -> bytes | None:
         """The message with a signature field for each key on top; None when its domain has no key, or is gone.
@@ -51,12 +52,20 @@ class Signing:
         if until > time.monotonic():
             return identities
         keys = await self._db.call(domains.signing_keys, [domain_id])
-        identities = [_Identity(key.domain, key.selector, self._key(key)) for key in keys]
-        self._identities[domain_id] = (time.monotonic() + KEEP, identities)
+        known = {identity.key_id: identity.key for identity in identities}  # a key that has signed does so faster
+        identities = [
+            _Identity(key.key_id, key.domain, key.selector, known.get(key.key_id) or self._key(key)) for key in keys
+        ]
+        now = time.monotonic()
+        self._identities.pop(domain_id, None)
+        self._identities[domain_id] = (now + KEEP, identities)
+        self._forget(now - KEEP)
         return identities
 
     def _key(self, key: domains.SigningKey) -> dkim.Key:
-        # Parsing costs tens of milliseconds, so a key is parsed once.
-        if key.key_id not in self._parsed:
-            self._parsed[key.key_id] = dkim.load(self._vault.open(key.sealed, f"dkim:{key.key_id}"))
-        return self._parsed[key.key_id]
+        return dkim.load(self._vault.open(key.sealed, f"dkim:{key.key_id}"))
+
+    def _forget(self, before: float) -> None:
+        """Of who has not sent since then nothing is kept: there may be very many domains, and keys that were taken away."""
+        while self._identities[first := next(iter(self._identities))][0] < before:
+            del self._identities[first]

@@ -1,9 +1,13 @@
 """Signatures on what leaves: every active key of the domain signs, and no other."""
 
 import asyncio
+import gc
 
+import pytest
 from workbench import Bench
 
+from remails.mail import dkim
+from remails.outbound import signing
 from remails.store import domains
 
 
@@ -25,3 +29,27 @@ def test_a_domain_with_two_keys_signs_with_both(bench: Bench) -> None:
             ]
 
     asyncio.run(main())
+
+
+def test_keys_of_domains_that_no_longer_send_are_forgotten(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(signing, "KEEP", 0.0)
+        signer = signing.Signing(bench.db, bench.vault)
+        before = _keys()
+        for number in range(5):
+            made = await bench.db.call(
+                domains.create,
+                bench.vault,
+                bench.tenant.organization_id,
+                f"s{number}.example",
+                selector="remails",
+                project_ids=[],
+            )
+            assert await signer.sign(made.id, b"From: a@s.example\r\n\r\n")
+        assert _keys() - before == 1
+
+    asyncio.run(main())
+
+
+def _keys() -> int:
+    return sum(isinstance(one, dkim.Key) for one in gc.get_objects())
