@@ -69,9 +69,18 @@ def variables(_groups: Groups, hosts: Hosts) -> Iterator[str]:
             yield f"The variable {name} is unknown; {f'did you mean {near[0]}?' if near else 'take it out.'}"
 
 
-def _options(role: Path) -> Iterable[str]:
+def lists(_groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """What is to be a list is one: of a text each letter would be taken for an entry."""
+    options = {name: one for role in (PROJECT / "roles").iterdir() for name, one in _options(role).items()}
+    for host in hosts.values():
+        for name in sorted({*host} & {name for name, one in options.items() if one["type"] == "list"}):
+            if isinstance(host[name], str):
+                yield f"{name} is {str(host[name])!r}, which is no list; write it like [{host[name]}]."
+
+
+def _options(role: Path) -> Mapping[str, Mapping[str, Any]]:
     specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]
-    return {name for entry in specs.values() for name in entry["options"]}
+    return {name: option for entry in specs.values() for name, option in entry.get("options", {}).items()}
 
 
 def host_addresses(_groups: Groups, hosts: Hosts) -> Iterator[str]:
@@ -441,6 +450,7 @@ def _and(names: Iterable[str]) -> str:
 CHECKS = (
     group_names,
     variables,
+    lists,
     host_addresses,
     networks,
     hostname,

@@ -159,6 +159,10 @@ MISTAKES: dict[str, Mistake] = {
         ),
         "The secret monitoring_mail_password is missing for data1; put that of mail.example.net into its vault.yml.",
     ),
+    "alerts for each letter of an address": (
+        lambda i: i.watch(monitoring_mail_smarthost="mail.example.net:587", monitoring_mail_to="a@b.example"),
+        "monitoring_mail_to is 'a@b.example', which is no list; write it like [a@b.example].",
+    ),
     "alerts by no way": (
         lambda i: i.watch(monitoring_mail_enabled=False),
         "monitoring_mail_enabled is false and there is no monitoring_webhook; nobody would hear of alerts, so set one.",
