@@ -227,6 +227,13 @@ def edges(groups: Groups, hosts: Hosts) -> Iterator[str]:
     for name in names if len(names) == 1 else ():
         if hosts[name].get("edge_addresses"):
             yield f"edge_addresses are shared by edges, and {name} is the only one; take them out: clients come to its own address."
+    for name in names:
+        own, virtual = (
+            str(hosts[name].get("remails_address") or hosts[name].get("ansible_host")),
+            hosts[name].get("edge_addresses"),
+        )
+        if virtual and not any((":" in str(one)) == (":" in own) for one in virtual):
+            yield f"edge_addresses has none of the IP version of {own}, by which {name} speaks with the other edges; add one."
     owners = {str(host.get("remails_address") or host.get("ansible_host")): name for name, host in hosts.items()}
     for name in names:
         for address in hosts[name].get("edge_addresses") or ():

@@ -343,6 +343,10 @@ MISTAKES: dict[str, Mistake] = {
         lambda i: i.edge(edge_addresses=["relay.example.com"]),
         "edge_addresses has 'relay.example.com', which is no address; write it like 192.0.2.10 or 192.0.2.10/24.",
     ),
+    "virtual addresses that the edges have no words for": (
+        lambda i: i.edge(edge_addresses=["2001:db8::10"]),
+        "edge_addresses has none of the IP version of 10.0.1.1, by which edge1 speaks with the other edges; add one.",
+    ),
     "virtual address of a host": (
         lambda i: i.edge(edge_addresses=["10.0.1.1/24"]),
         "edge_addresses has 10.0.1.1/24, which is the own address of edge1; take one that is nobody's.",
