@@ -433,10 +433,12 @@ def free_dead_claims(conn: Connection, host_timeout: float) -> int:
     """End the claims of hosts whose heartbeat stopped, so that others need not wait for the lease; returns how many."""
     return conn.execute(
         """
+        WITH dead AS MATERIALIZED (
+            SELECT d.id FROM hosts h JOIN deliveries d ON d.claimed_by = h.id
+            WHERE h.heartbeat_at < clock_timestamp() - %s AND d.status IN ('accepted', 'reattempt')
+            FOR UPDATE OF d SKIP LOCKED)  -- what such a host writes to at the moment ends without us
         UPDATE deliveries d SET next_attempt_at = clock_timestamp(), claimed_by = NULL, claim_epoch = claim_epoch + 1
-        FROM hosts h
-        WHERE d.claimed_by = h.id AND d.status IN ('accepted', 'reattempt')
-            AND h.heartbeat_at < clock_timestamp() - %s
+        FROM dead WHERE d.id = dead.id
         """,
         [timedelta(seconds=host_timeout)],
     ).rowcount

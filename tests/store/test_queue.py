@@ -171,6 +171,17 @@ def test_claims_of_a_dead_host_are_freed_at_once(db: Database, tenant: Tenant) -
     assert db.run(queue.record_many, [result(claimed, "failed")]) == set()
 
 
+def test_claims_are_freed_without_waiting_for_a_host_that_comes_late(db: Database, tenant: Tenant) -> None:
+    """Its results go in by their ids, and the claims are found in another order: waiting, each would have what the other wants."""
+    submit(db, tenant, "a@example.net", "b@example.net")
+    late, other = claim(db, tenant)
+    db.run(lambda conn: conn.execute("UPDATE hosts SET heartbeat_at = now() - interval '1 minute'"))
+    with db.transaction() as conn:
+        assert queue.record_many(conn, [result(late)]) == {late.id}
+        assert db.run(queue.free_dead_claims, 30) == 1
+    assert [one.id for one in claim(db, tenant)] == [other.id]
+
+
 def test_due_names_what_nobody_took(db: Database, tenant: Tenant) -> None:
     submit(db, tenant, "a@example.net", "b@example.net")
     assert db.run(queue.due, older_than=60) == []
