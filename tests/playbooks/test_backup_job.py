@@ -58,12 +58,13 @@ def test_a_backup_without_its_files_is_lost() -> None:
 
 
 def test_metrics_of_a_job_that_failed_after_it_went_well() -> None:
-    text = state.metrics("full", {"success": 1795631014.4, "failure": 1795641014.0, "seconds": 7.2, "says": "no"})
+    """In the same second, too: which was the last one is told by the two times alone."""
+    text = state.metrics("full", {"success": 1795631014.4, "failure": 1795631014.9, "seconds": 7.2, "says": "no"})
     values = [line for line in text.splitlines() if not line.startswith("#")]
     assert values == [
-        'remails_backup_last_success_timestamp_seconds{kind="full"} 1795631014',
-        'remails_backup_last_failure_timestamp_seconds{kind="full"} 1795641014',
-        'remails_backup_duration_seconds{kind="full"} 7',
+        'remails_backup_last_success_timestamp_seconds{kind="full"} 1795631014.400',
+        'remails_backup_last_failure_timestamp_seconds{kind="full"} 1795631014.900',
+        'remails_backup_duration_seconds{kind="full"} 7.200',
     ]
     assert text.count("# TYPE") == 3
 
