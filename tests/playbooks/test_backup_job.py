@@ -25,9 +25,23 @@ def loaded(path: Path) -> Any:
 fleet = loaded(PROJECT / "filter_plugins/fleet.py")
 
 
-def archived(*segments: str) -> list[str]:
+def archived(*segments: str, of: str = "15-1") -> list[str]:
     """The names in the repository of some segments of WAL, and of what else is there."""
-    return [*(f"15-1/{name[:16]}/{name}-{'ab' * 20}.zst" for name in segments), "15-1/00000002.history", "archive.info"]
+    return [
+        *(f"{of}/{name[:16]}/{name}-{'ab' * 20}.zst" for name in segments),
+        f"{of}/00000002.history",
+        "archive.info",
+    ]
+
+
+def test_timelines_of_two_databases_leave_no_gap_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a restore from the independent place there is a new one, and the repository has the WAL of both."""
+    old = archived("00000003000000000000001F", "000000030000000000000022", of="15-1")
+    new = archived("00000003000000000000000D", "00000003000000000000000E", of="15-2")
+    assert repository.gaps(new + archived("00000003000000000000001F", of="15-1")) == []
+    monkeypatch.setattr(repository, "stored", lambda _: old + new)
+    newest = {"database": {"id": 2}, "archive": {"start": "00000003000000000000000D"}}
+    assert repository.lacking(newest) == []
 
 
 def test_no_gap_over_the_end_of_a_log_and_a_new_timeline() -> None:

@@ -32,21 +32,21 @@ def missing_backups(there: Iterable[Mapping[str, Any]], names: Iterable[str]) ->
 def gaps(names: Iterable[str], since: str = "") -> list[str]:
     """The segments of WAL that are missing between those that the repository has, from segment `since` on.
 
-    pgBackRest's own `verify` counts no gap. Each timeline is looked at by itself; a segment has 16 MiB (PostgreSQL's default), so
-    256 to each of the 2^32 logs.
+    pgBackRest's own `verify` counts no gap. Each timeline of each database is looked at by itself; a segment has 16 MiB (PostgreSQL's
+    default), so 256 to each of the 2^32 logs.
     """
-    timelines: dict[str, list[int]] = defaultdict(list)
+    timelines: dict[tuple[str, str], list[int]] = defaultdict(list)
     for name in names:
-        if found := re.search(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})-[0-9a-f]{40}", name):
-            timelines[found[1]].append(int(found[2], 16) << 8 | int(found[3], 16))
-    lacking = []
-    for timeline, numbers in sorted(timelines.items()):
+        if found := re.match(r"([^/]+)/[0-9A-F]{16}/([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})-[0-9a-f]{40}", name):
+            timelines[found[1], found[2]].append(int(found[3], 16) << 8 | int(found[4], 16))
+    missing = []
+    for (_, timeline), numbers in sorted(timelines.items()):
         numbers.sort()
         for one, following in itertools.pairwise(numbers):
-            lacking += [
+            missing += [
                 f"{timeline}{number >> 8:08X}{number & 0xFF:08X}" for number in range(one + 1, min(following, one + 9))
             ]
-    return [name for name in lacking if name[8:] >= since[8:]]
+    return [name for name in missing if name[8:] >= since[8:]]
 
 
 def stored(path: str) -> list[str]:
@@ -54,14 +54,24 @@ def stored(path: str) -> list[str]:
     return list(json.loads(pgbackrest("--output=json", "--recurse", "repo-ls", path)))
 
 
+def lacking(backup: Mapping[str, Any]) -> list[str]:
+    """The segments of WAL that are missing since that backup was made.
+
+    Of its own database: another one, of before a restore from the independent place, may have had the same timelines.
+    """
+    names = (
+        name for name in stored(f"archive/{STANZA}") if name.split("/")[0].endswith(f"-{backup['database']['id']}")
+    )
+    return gaps(names, backup["archive"]["start"])
+
+
 def check_archive() -> dict[str, Any]:
     """The way from the server to the repository works: a segment is ended now, and gets there. None is missing since the newest backup."""
     pgbackrest("check")
     newest = backups()[-1:]
-    lacking = gaps(stored(f"archive/{STANZA}"), newest[0]["archive"]["start"]) if newest else []
-    if lacking:
+    if newest and (missing := lacking(newest[0])):
         raise Failed(
-            f"WAL is missing in the repository, from {lacking[0]} on: no time after it and before the next backup can be restored. "
+            f"WAL is missing in the repository, from {missing[0]} on: no time after it and before the next backup can be restored. "
             "Take a backup now (playbooks/backup.yml)."
         )
     return {}
@@ -104,6 +114,5 @@ def verify() -> None:
     if "status: error" in said:  # its exit status is 0 all the same
         wrong = [" ".join(line.split()) for line in said.splitlines() if re.search(r"invalid|missing: [1-9]", line)]
         raise Failed(f"the repository is damaged: {'; '.join(wrong[:4]) or ' '.join(said.split())}")
-    lacking = gaps(stored(f"archive/{STANZA}"), there[0]["archive"]["start"])
-    if lacking and lacking[-1][8:] >= there[-1]["archive"]["start"][8:]:
-        raise Failed(f"WAL is missing in the repository: {', '.join(lacking[:4])}")
+    if missing := lacking(there[-1]):
+        raise Failed(f"WAL is missing in the repository: {', '.join(missing[:4])}")
