@@ -25,11 +25,11 @@ def job(deployment: Deployment, kind: str) -> str:
     return str(json.loads(watch.run("remails-backup status"))[kind].get("says", ""))
 
 
-def metric(deployment: Deployment, name: str, kind: str) -> int:
+def metric(deployment: Deployment, name: str, kind: str) -> float:
     """What the node exporter reads of a job."""
     text = deployment.fleet.hosts["watch1"].run(f"cat /var/lib/prometheus/node-exporter/backup-{kind}.prom")
     (value,) = (line.split()[1] for line in text.splitlines() if line.startswith(f"remails_backup_{name}{{"))
-    return int(value)
+    return float(value)
 
 
 def test_both_backups_are_taken_and_can_be_restored(deployment: Deployment, customers: dict[str, Customer]) -> None:
