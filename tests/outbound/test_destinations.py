@@ -12,6 +12,7 @@ from workbench import Bench
 from remails.bus.client import Subscriber
 from remails.bus.events import Event, Gap, Ready
 from remails.db import Connection
+from remails.dev.mailbox import Mailbox
 from remails.dev.smtp import Action, Script
 from remails.errors import Unavailable
 from remails.store import addresses, queue
@@ -172,17 +173,30 @@ def test_who_hangs_keeps_no_other_from_calling(bench: Bench) -> None:
     run(main())
 
 
+async def _keep_one_and_lose_one(bench: Bench, mx: Mailbox, delay: dict[str, float | asyncio.Event]) -> None:
+    """The connection of the first mail is kept, and after that the one of the next mail is lost."""
+    first, lost = asyncio.Event(), asyncio.Event()
+    for number, (name, answer) in enumerate((("first", first), ("lost", lost)), 1):
+        delay["dot"] = answer
+        await bench.submit(f"{name}@example.net")
+        await mx.wait(number)
+    first.set()
+    await until(lambda: count(bench, "status = 'delivered'")() == 1)
+    lost.set()
+    await until(lambda: count(bench, "attempts > 0")() == 2)
+    del delay["dot"]
+
+
 def test_a_kept_connection_is_no_call(bench: Bench) -> None:
     """One is kept, another one was lost since; the next mail goes over the first, and the server thinks about it for long."""
 
     async def main() -> None:
         bench.options |= {"drain_timeout": 0.1, "keep_connection": 30.0}
         does = {"lost@example.net": Action.CLOSE, "thinks@example.net": Action.HANG}
-        async with bench.dns(), bench.serve(script=Script(dot=does.get)) as mx:
-            await bench.submit("first@example.net")
-            await bench.submit("lost@example.net")
+        delay: dict[str, float | asyncio.Event] = {}
+        async with bench.dns(), bench.serve(script=Script(dot=does.get, delay=delay)) as mx:
             async with bench.work():
-                await until(lambda: count(bench, "attempts > 0")() == 2)
+                await _keep_one_and_lose_one(bench, mx, delay)
                 await bench.submit("thinks@example.net")
                 await mx.wait(3)
                 await bench.deliveries(await bench.submit("last@example.net"))
@@ -210,10 +224,8 @@ def test_who_ends_does_not_end_the_call_of_another(bench: Bench) -> None:
             return Action.HANG
 
         async with bench.dns(), bench.serve(script=Script(banner=banner, dot=does.get, delay=delay)) as mx:
-            await bench.submit("first@example.net")
-            await bench.submit("lost@example.net")
             async with bench.work():
-                await until(lambda: count(bench, "attempts > 0")() == 2)
+                await _keep_one_and_lose_one(bench, mx, delay)
                 delay["dot"] = patience
                 await bench.submit("thinks@example.net")
                 await mx.wait(3)
