@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Set
 
 from remails.config import Outbound
-from remails.mail.reply import Phase
+from remails.mail.reply import Phase, Reply
 from remails.outbound import transport
 from remails.outbound.transport import Place, Session
 
@@ -53,8 +53,7 @@ class Calls:
         try:
             session = await transport.connect(self._settings, place)
         except transport.Broken as broken:
-            # Who is not as secure as this mail needs has answered all the same.
-            if broken.reply.code is None and broken.reply.phase is not Phase.TLS:
+            if _is_silence(broken.reply):
                 self._avoid(server)
             raise
         finally:
@@ -65,6 +64,13 @@ class Calls:
         self._mute.pop(server, None)
         self.answered()
         return session
+
+    def heed(self, answer: Reply) -> None:
+        """This came of a message."""
+        if answer.code is not None:
+            self.answered()
+        elif _is_silence(answer):
+            self.answers = False
 
     def answered(self) -> None:
         """It said something."""
@@ -86,3 +92,8 @@ class Calls:
             self.answers = False
             self.is_silent = all(map(self.is_mute, self.servers))
             self._heard()
+
+
+def _is_silence(reply: Reply) -> bool:
+    """Who is only not as secure as the rules of one domain or project want has answered all the same."""
+    return reply.code is None and reply.phase is not Phase.TLS

@@ -29,7 +29,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence, Set
 
 from remails.config import Outbound
 from remails.mail.feedback import Window
-from remails.mail.reply import Phase, Reply
+from remails.mail.reply import Reply
 from remails.outbound import transport
 from remails.outbound.calls import Calls
 from remails.outbound.room import Room
@@ -234,10 +234,7 @@ class Destination:
             self.window.overloaded(begun_at, time.monotonic())
         elif answer.code is not None:
             self.window.succeeded()
-        if answer.code is not None:
-            self.calls.answered()
-        elif answer.phase is not Phase.TLS:  # the rules of one domain or project say nothing of the server
-            self.calls.answers = False
+        self.calls.heed(answer)
 
     def _heed_call(self) -> None:
         """Send away who waits when it begins to keep silent; or else have the next one call, or all go on when it answers."""
