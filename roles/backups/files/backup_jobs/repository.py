@@ -32,15 +32,15 @@ def missing_backups(there: Iterable[Mapping[str, Any]], names: Iterable[str]) ->
 def gaps(names: Iterable[str], since: str = "") -> list[str]:
     """The segments of WAL that are missing between those that the repository has, from segment `since` on.
 
-    pgBackRest's own `verify` counts no gap. Each timeline of each database is looked at by itself; a segment has 16 MiB (PostgreSQL's
+    Of one database. pgBackRest's own `verify` counts no gap. Each timeline is looked at by itself; a segment has 16 MiB (PostgreSQL's
     default), so 256 to each of the 2^32 logs.
     """
-    timelines: dict[tuple[str, str], list[int]] = defaultdict(list)
+    timelines: dict[str, list[int]] = defaultdict(list)
     for name in names:
-        if found := re.match(r"([^/]+)/[0-9A-F]{16}/([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})-[0-9a-f]{40}", name):
-            timelines[found[1], found[2]].append(int(found[3], 16) << 8 | int(found[4], 16))
+        if found := re.search(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})-[0-9a-f]{40}", name):
+            timelines[found[1]].append(int(found[2], 16) << 8 | int(found[3], 16))
     missing = []
-    for (_, timeline), numbers in sorted(timelines.items()):
+    for timeline, numbers in sorted(timelines.items()):
         numbers.sort()
         for one, following in itertools.pairwise(numbers):
             missing += [
