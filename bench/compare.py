@@ -112,13 +112,7 @@ def order(system: System, case: Case, prefix: str, seconds: float) -> Order:
 _numbers = itertools.count()
 
 
-def measure(
-    system: System,
-    sink: sinks.Sink,
-    case: Case,
-    seconds: float,
-    signers: Sequence[str] = (DOMAIN,),
-) -> Round:
+def measure(system: System, sink: sinks.Sink, case: Case, seconds: float, signers: Sequence[str] = (DOMAIN,)) -> Round:
     """Give one system mail for so long, and see all of it arrive, signed by one of these domains if ours.
 
     Raises:
@@ -167,7 +161,7 @@ def check(system: System, sent: Result, seen: dict[str, object], prefix: str, si
     if sent.refused:
         raise Wrong(f"{system.name}: {len(sent.refused)} sessions ended early: {sent.refused[0]}")
     lost = taken - mails.keys()
-    doubled = [name for name in taken if mails.get(name, 0) > 1]
+    doubled = [name for name, count in mails.items() if count > 1]
     stray = [name for name in mails if not name.startswith(prefix)]
     found = [f"{len(lost)} of {len(taken)} mails were lost"] * bool(lost)
     found += [f"{len(doubled)} mails came more than once"] * bool(doubled)
@@ -269,9 +263,8 @@ def ratios(rounds: Sequence[Round], value: str = "delivered") -> dict[str, float
     found = {}
     for (system, case), theirs in series.items():
         if system != "remails" and ("remails", case) in series:
-            pairs = zip(
-                series["remails", case], theirs, strict=False
-            )  # each of one round; who was left out has none of the last
+            # Each of one round; who was left out has none of the last.
+            pairs = zip(series["remails", case], theirs, strict=False)
             found[f"{system}_{case}"] = statistics.median(our / their for our, their in pairs)
     return found
 
