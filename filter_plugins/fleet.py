@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+UNITS = Path(__file__).parents[1] / "systemd"
+
 
 def address(host: Mapping[str, Any]) -> str:
     """Where the other hosts reach one: `remails_address`, or else what Ansible reaches."""
@@ -66,6 +68,18 @@ def etcd_members(hosts: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]]
 def unit_credentials(unit: str) -> list[str]:
     """The names of the credentials that a unit file loads."""
     return re.findall(r"^LoadCredential=(\w+):", Path(unit).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def former_units(enabled: Iterable[str], groups: Iterable[str]) -> list[str]:
+    """Those of the enabled units that belong to services of no such group, in the order in which they end.
+
+    Sockets first, which would start their service again; and `outbound` before `ipagent`, which has its addresses.
+    """
+    services = (path.stem.removeprefix("remails-") for path in UNITS.glob("remails-*.service"))
+    owners = {service: {service} for service in services} | {"challenges": {"api"}, "certificates": {"inbound", "edge"}}
+    words = {unit: unit.removeprefix("remails-").partition(".")[0].partition("-")[0] for unit in enabled}
+    found = [unit for unit, word in words.items() if word in owners and owners[word].isdisjoint(groups)]
+    return sorted(found, key=lambda unit: (not unit.endswith(".socket"), "ipagent" in unit, unit))
 
 
 def address_option(item: Mapping[str, Any]) -> list[str]:
@@ -168,6 +182,7 @@ class FilterModule:
             "certificates_key": certificates_key,
             "endpoint": endpoint,
             "etcd_members": etcd_members,
+            "former_units": former_units,
             "in_url": in_url,
             "interface_of": interface_of,
             "unit_credentials": unit_credentials,

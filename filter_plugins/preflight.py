@@ -99,6 +99,22 @@ def host_addresses(_groups: Groups, hosts: Hosts) -> Iterator[str]:
             yield f"The hosts {_and(names)} have the same address {address}; give each its own remails_address."
 
 
+def address_versions(_groups: Groups, hosts: Hosts) -> Iterator[str]:
+    """Each host has an address to speak from to every other, of the version by which that one is known."""
+    known = {name: str(host.get("remails_address") or host.get("ansible_host") or name) for name, host in hosts.items()}
+    first = {_version(ip): name for name, ip in reversed(known.items())}
+    without = [
+        name
+        for name, host in hosts.items()
+        if not {*first} <= {_version(ip) for ip in (known[name], *host.get("remails_more_addresses", ()))}
+    ]
+    if without and {*first} == {4, 6}:
+        yield (
+            f"{first[4]} has the address {known[first[4]]} and {first[6]} has {known[first[6]]}, and {_and(without)} only one version of "
+            "IP; set remails_address to the same version everywhere, or add the other to remails_more_addresses."
+        )
+
+
 def networks(_groups: Groups, hosts: Hosts) -> Iterator[str]:
     """The firewall's lists are lists of networks, and somebody may come in by ssh."""
     for name, host in hosts.items():
@@ -446,6 +462,11 @@ def _is(kind: Callable[[str], object], text: Any) -> bool:
     return True
 
 
+def _version(address: Any) -> int:
+    """4 or 6; 0 for what is no address."""
+    return ipaddress.ip_address(str(address)).version if _is(ipaddress.ip_address, address) else 0
+
+
 def _plain(ip: Any) -> str:
     return str(ipaddress.ip_address(str(ip))) if _is(ipaddress.ip_address, ip) else str(ip)
 
@@ -459,6 +480,7 @@ CHECKS = (
     variables,
     lists,
     host_addresses,
+    address_versions,
     networks,
     hostname,
     secrets,

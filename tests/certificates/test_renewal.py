@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import shutil
 import signal
@@ -26,6 +25,7 @@ from certificates import pebble
 from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from inbound.process import Process, toml
+from playbooks.play import program
 from scraping import free_port
 
 from remails import certificate
@@ -297,10 +297,7 @@ def test_a_host_takes_no_file_that_is_no_certificate(
 
 
 def test_the_inventory_makes_the_key_that_api_makes(pepper: Pepper, credentials: Path) -> None:
-    spec = importlib.util.spec_from_file_location("fleet_filters", FETCH.parents[3] / "filter_plugins/fleet.py")
-    assert spec and spec.loader
-    filters = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(filters)
+    filters = program("filter_plugins/fleet.py")
     text = (credentials / "pepper").read_text()
     for number in (1, 2):
         made = filters.certificates_key(text + "\n", number)

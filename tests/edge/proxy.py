@@ -1,7 +1,6 @@
 """The edge as a real HAProxy on loopback, from the role's own template: every host has an address of its own in 127.0.0.0/8."""
 
 import http.client
-import importlib.util
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 from inbound.dialogue import Dialogue
 from inbound.process import toml
 from installation import eventually
-from playbooks.play import PROJECT, Ansible
+from playbooks.play import PROJECT, Ansible, program
 from seed import Tenant
 
 from remails.config import Settings
@@ -64,15 +63,6 @@ def render(ansible: Ansible, folder: Path, more: Mapping[str, Any] | None = None
     arguments = ("--inventory", folder / "hosts.yml", folder / "render.yml", "--extra-vars", json.dumps(said))
     done = ansible("ansible-playbook", *arguments)
     assert done.returncode == 0, done.stdout
-
-
-def program(path: str) -> Any:
-    """A file of the project that runs by itself, as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, PROJECT / path)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 module: Any = program("library/haproxy_server.py")

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 from api.caller import basic
-from edge.proxy import EDGE, HOSTS, Answer, Front, module, program
+from edge.proxy import EDGE, HOSTS, Answer, Front, module
 from inbound.running import Certificate, make_certificate
 from installation import eventually
+from playbooks.play import program
 from scraping import scrape_url
 
 pytestmark = pytest.mark.needs("haproxy")

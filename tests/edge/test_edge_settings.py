@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from edge.proxy import program, render
-from playbooks.play import PROJECT, Ansible
+from edge.proxy import render
+from playbooks.play import PROJECT, Ansible, program
 
 from remails.api.rest import emails
 from remails.mail import addresslist

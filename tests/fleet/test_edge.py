@@ -6,6 +6,7 @@ import shlex
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,11 @@ def holders(deployment: Deployment) -> dict[str, str]:
     return {address: " ".join(name for name, text in said.items() if f" {address}/" in text) for address in FRONT}
 
 
+DOORS = [
+    f"remails-{unit}"
+    for unit in ("api.socket", "api.service", "inbound-smtps.socket", "inbound.service", "certificates.timer")
+]
+"""Units of a host that takes mail and has the pages."""
 PREFERRED = dict(zip(FRONT, GROUPS["edge"], strict=True))
 
 
@@ -185,3 +191,44 @@ def test_what_haproxy_may_do_is_little(deployment: Deployment) -> None:
             f"journalctl --unit haproxy.service --output cat --no-pager -g {shlex.quote('^(request|smtp) client=')} | tail -1"
         )
         assert re.match(r"(request|smtp) client=\d+\.\d+\.\d+\.\d+ ", lines), lines
+
+
+@pytest.mark.long
+def test_hosts_end_what_the_inventory_has_taken_from_them(
+    deployment: Deployment, customers: dict[str, Customer]
+) -> None:
+    """One edge is one no longer, the other has no virtual addresses, one host takes no mail; and then all of it comes back."""
+    (kept, former), controller = GROUPS["edge"], deployment.controller
+    taking, without = GROUPS["api"]
+    shrunk = GROUPS | {"edge": [kept], "api": [taking], "inbound": [taking]}
+    controller.write(shrunk, deployment.variables() | {"edge_addresses": []})
+    deployment.site().ok()
+    assert set(holders(deployment).values()) == {""}
+    assert enabled(deployment, former, "haproxy.service", "keepalived.service") == {"inactive": 2}
+    assert enabled(deployment, kept, "haproxy.service", "keepalived.service") == {"active enabled": 1, "inactive": 1}
+    assert enabled(deployment, without, *DOORS) == {"inactive": len(DOORS)}
+    assert "pepper" not in deployment.fleet.hosts[without].run("ls /etc/remails/credentials").split()
+    assert set(deployment.site().ok().changed.values()) == {0}
+    ip = [deployment.fleet.hosts[kept].ip]
+    for customer, client in (
+        (customers["other"], customers["other"].smtp),
+        (customers["acme"], customers["acme"].rest),
+    ):
+        with Load(deployment.fleet, f"one edge {customer.organization}", client, ip, rate=0, count=20) as stream:
+            pass
+        check(deployment, stream, 120)
+
+    controller.write(GROUPS, deployment.variables())
+    deployment.site().ok()
+    until(lambda: holders(deployment) == PREFERRED, 30, "the addresses to be where they belong")
+    assert enabled(deployment, without, *DOORS) == {"active enabled": len(DOORS)}
+
+
+def enabled(deployment: Deployment, host: str, *units: str) -> Counter[str]:
+    """How many of the units are in which state, and begin with the host."""
+    said = deployment.fleet.hosts[host].run(
+        "; ".join(
+            f"echo $(systemctl is-active {unit}; systemctl is-enabled {unit} 2>&1 | grep -x enabled)" for unit in units
+        )
+    )
+    return Counter(said.splitlines())

@@ -1,7 +1,6 @@
 """The archive of a release: built once for real, looked into, and installed as on a host, without an index."""
 
 import hashlib
-import importlib.util
 import io
 import shutil
 import subprocess
@@ -12,29 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
+from playbooks.play import PROJECT, program
 
 import remails
 
-PROJECT = Path(__file__).parents[2]
 TARGETS = ["cp311-x86_64", "cp313-x86_64"]
 PYTHONS = {"cp311": "3.11", "cp313": "3.13"}
 
-
-def _module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("release", PROJECT / "library/release.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-release: Any = _module()
+release = program("library/release.py")
 
 
 @dataclass(frozen=True)

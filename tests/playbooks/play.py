@@ -1,10 +1,12 @@
-"""How the tests of the playbooks call Ansible."""
+"""How the tests of the playbooks call Ansible, and what it calls."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).parents[2]
 
@@ -35,3 +37,12 @@ def ansible_in(home: Path) -> Ansible:
         )
 
     return run
+
+
+def program(path: str) -> Any:
+    """A plugin or program of the project that is no part of a package, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, PROJECT / path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded

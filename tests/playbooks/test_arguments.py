@@ -1,6 +1,5 @@
 """What an operator says to the playbooks: a word that is missing or wrong is told in a sentence, before anything."""
 
-import importlib.util
 import json
 import os
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from play import PROJECT, Ansible
+from play import PROJECT, Ansible, program
 
 FLEET = "app1, app2, edge1, edge2, out1, out2, out3"
 
@@ -134,12 +133,9 @@ def test_a_restore_does_not_leave_out_who_begins_it(ansible: Ansible, tmp_path: 
 
 
 def test_a_table_is_as_wide_as_what_stands_in_it() -> None:
-    spec = importlib.util.spec_from_file_location("table", PROJECT / "filter_plugins/table.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    table = program("filter_plugins/table.py").table
     rows = [{"ip": "192.0.2.1", "last_error": None}, {"ip": "2001:db8::1", "last_error": "gone"}]
-    assert module.table(rows, ["ip", "last_error"]).split("\n") == [
+    assert table(rows, ["ip", "last_error"]).split("\n") == [
         "IP           LAST ERROR",
         "192.0.2.1    -",
         "2001:db8::1  gone",

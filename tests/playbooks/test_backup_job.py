@@ -1,28 +1,15 @@
 """What `remails-backup` can be asked without a host: gaps in the archive, lost backups, metrics, and how it comes to a place."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from backup_jobs import copies, repository, state
-from play import PROJECT
+from play import PROJECT, program
 
-
-def loaded(path: Path) -> Any:
-    """A program or plugin that is no part of a package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # where its dataclasses look for their names
-    spec.loader.exec_module(module)
-    return module
-
-
-fleet = loaded(PROJECT / "filter_plugins/fleet.py")
+fleet = program("filter_plugins/fleet.py")
 
 
 def archived(*segments: str, of: str = "15-1") -> list[str]:

@@ -1,7 +1,6 @@
 """Mistakes in an inventory, and the sentence that each gets before anything is touched."""
 
 import copy
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -11,12 +10,9 @@ from typing import Any
 import pytest
 from authority import Authority, Issued
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from play import PROJECT, Ansible
+from play import Ansible, program
 
-_spec = importlib.util.spec_from_file_location("preflight", PROJECT / "filter_plugins/preflight.py")
-assert _spec and _spec.loader
-preflight = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(preflight)
+preflight = program("filter_plugins/preflight.py")
 
 KEY = "k" * 40
 COMMON: dict[str, Any] = {
@@ -229,6 +225,16 @@ MISTAKES: dict[str, Mistake] = {
     "loopback": (
         lambda i: i.hosts["out1"].update(remails_address="127.0.0.1"),
         "out1 has the address 127.0.0.1, which no other host can reach; set remails_address to another.",
+    ),
+    "addresses of two versions": (
+        lambda i: (
+            i.each(
+                lambda host: host.update(remails_more_addresses=["2001:db8::" + host["ansible_host"].replace(".", ":")])
+            ),
+            i.hosts["out1"].update(ansible_host="2001:db8::21", remails_more_addresses=[]),
+        ),
+        "app1 has the address 10.0.0.1 and out1 has 2001:db8::21, and out1 only one version of IP; set remails_address to the same "
+        "version everywhere, or add the other to remails_more_addresses.",
     ),
     "same address": (
         lambda i: i.hosts["out1"].update(ansible_host="10.0.0.1"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from play import PROJECT, Ansible
+from play import PROJECT, Ansible, program
 from variables import ORDER, specs
 
 from remails.db import Connection
@@ -345,3 +345,20 @@ def test_of_another_host_only_the_inventory_is_asked() -> None:
                     f"{path.relative_to(PROJECT)}: {match[0]}"
                 )
     assert found > 5
+
+
+def test_what_belongs_to_no_group_of_a_host_ends_in_order() -> None:
+    """What starts a service before it, and who sends before who has its addresses."""
+    former_units = program("filter_plugins/fleet.py").former_units
+    enabled = [
+        *("remails-api.service", "remails-api.socket", "remails-certificates.timer", "remails-challenges.socket"),
+        *("remails-ipagent.service", "remails-outbound.service", "remails-backup-full.timer", "remails-bus.service"),
+    ]
+    former = ["remails-api.socket", "remails-challenges.socket", "remails-api.service", "remails-certificates.timer"]
+    assert former_units(enabled, ["bus", "outbound", "ipagent"]) == former
+    assert former_units(enabled, ["bus", "api", "edge"]) == ["remails-outbound.service", "remails-ipagent.service"]
+    assert former_units(enabled, ["bus", "api", "inbound", "outbound", "ipagent"]) == []
+    assert former_units(["remails-bus.service", "remails-inbound-smtps.socket", "remails-backup-wal.timer"], []) == [
+        "remails-inbound-smtps.socket",
+        "remails-bus.service",
+    ]

@@ -6,6 +6,7 @@
     drill         restores the newest backup and the newest copy, and looks whether they are whole
     begin         notes that the jobs are set up, so that what has never run is late some time
     status        tells what there is
+    find          says which independent copy `restore` would take
     restore       brings a database back, on a host of it, whose server is stopped; playbooks/restore.yml calls it
 
 It runs as the user postgres, by the standard library only: nothing of Remails has to be on a host for it. pgBackRest and restic do

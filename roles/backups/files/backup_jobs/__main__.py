@@ -16,7 +16,7 @@ from .copies import copy_away
 from .drill import drill
 from .programs import Failed
 from .repository import back_up, check_archive
-from .restore import restore
+from .restore import find, restore
 from .settings import SETTINGS, Settings, load_settings
 from .state import job, note, state
 
@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "remails-backup", description=described, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("word", choices=[*KINDS, "begin", "status", "restore"])
+    parser.add_argument("word", choices=[*KINDS, "begin", "status", "find", "restore"])
     parser.add_argument("--from", dest="source", choices=["repository", "independent"], default="repository")
     parser.add_argument("--to", default="", help="the moment, as 2026-11-25T17:03:12+00")
     parser.add_argument("--timeline", default="", help="of the repository, if not the newest")
@@ -58,6 +58,8 @@ def main(words: list[str]) -> int:
             said: Any = {}
         elif given.word == "status":
             said = {kind: state(settings, kind) for kind in KINDS}
+        elif given.word == "find":
+            said = find(settings, given.to)
         elif given.word == "restore":
             said = restore(settings, given.source, given.to, given.timeline)
         elif given.word == "wal":

@@ -17,9 +17,7 @@ def restore(settings: Settings, source: str, to: str, timeline: str) -> dict[str
     data = Path(settings.data)
     if (data / "postmaster.pid").exists():
         raise Failed(f"a server runs on {data}")
-    moment = datetime.fromisoformat(to) if to else None
-    if moment and moment.tzinfo is None:
-        raise Failed(f"{to} has no time zone; write it like 2026-11-25T17:03:12+00")
+    moment = _moment(to)
     if source == "independent":
         clean(settings)
         try:
@@ -51,6 +49,18 @@ def restore(settings: Settings, source: str, to: str, timeline: str) -> dict[str
             server.sql(f"ALTER SYSTEM RESET recovery_target{name}", "postgres")
         server.sql("ALTER SYSTEM RESET restore_command", "postgres")
         return {"restored_to": _said(last_commit(server)), **counted(server)}
+
+
+def find(settings: Settings, to: str) -> dict[str, Any]:
+    """The independent copy that `restore` would take."""
+    return {"copy": snapshot_before(settings, _moment(to))}
+
+
+def _moment(to: str) -> datetime | None:
+    moment = datetime.fromisoformat(to) if to else None
+    if moment and moment.tzinfo is None:
+        raise Failed(f"{to} has no time zone; write it like 2026-11-25T17:03:12+00")
+    return moment
 
 
 def _said(at: float) -> str:
