@@ -10,6 +10,7 @@ What there is no room for is read to its end, so that the session stays in step,
 
 import asyncio
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -71,7 +72,8 @@ class Incoming:
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
-        self._blocks: list[bytes] = []
+        # Not a list: a client chooses how many pieces there are, and each would take more room than what is in it.
+        self._kept = io.BytesIO()
         self._in_memory = 0
         self._file: IO[bytes] | None = None
         self._in_file = 0
@@ -92,8 +94,7 @@ class Incoming:
             self.refuse(too_large(self._intake.limit))
         if self.refusal is not None or not block:
             return
-        self._blocks.append(block)
-        self._in_memory += len(block)
+        self._in_memory += self._kept.write(block)
         self._intake.memory -= len(block)
         crowded = self._intake.memory < 0
         if crowded or self._in_memory > (_GATHERED if self._file is not None else LARGE):
@@ -109,32 +110,31 @@ class Incoming:
         """All of it, once its turn has come; its room is given back in the end. Raises Refused."""
         try:
             if self._file is None:
-                yield self._joined()
+                yield self._content()
                 return
             async with self._intake.turn:
                 await self._to_file()
-                yield self._joined() if self.refusal else await self._intake.thread(self._read)
+                yield self._content() if self.refusal else await self._intake.thread(self._read)
         finally:
             self.close()
 
-    def _joined(self) -> bytes:
+    def _content(self) -> bytes:
         if self.refusal is not None:
             raise self.refusal
-        self._blocks = [b"".join(self._blocks)]
-        return self._blocks[0]
+        return self._kept.getvalue()
 
     def close(self) -> None:
         """Give the room back."""
-        self._forget_blocks()
+        self._forget_kept()
         if self._file is not None:
             self._file.close()
             self._file = None
         self._intake.disk += self._in_file
         self._in_file = 0
 
-    def _forget_blocks(self) -> None:
+    def _forget_kept(self) -> None:
         self._intake.memory += self._in_memory
-        self._blocks, self._in_memory = [], 0
+        self._kept, self._in_memory = io.BytesIO(), 0
 
     async def _to_file(self) -> None:
         if self._intake.disk < self._in_memory:
@@ -143,22 +143,21 @@ class Incoming:
             return
         self._intake.disk -= self._in_memory
         self._in_file += self._in_memory
-        blocks = self._blocks
+        kept = self._kept.getvalue()
         try:
-            await self._intake.thread(lambda: self._write(blocks))
+            await self._intake.thread(lambda: self._write(kept))
         except OSError as error:
             log.warning("no room for a message", directory=self._intake.directory, reason=error.strerror)
             self.refuse(no_room())
         else:
-            self._forget_blocks()
+            self._forget_kept()
 
-    def _write(self, blocks: list[bytes]) -> None:
+    def _write(self, kept: bytes) -> None:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._intake.directory, buffering=0)  # noqa: SIM115  # see `close`
-        for block in blocks:
-            left = memoryview(block)
-            while left:
-                left = left[self._file.write(left) :]
+        left = memoryview(kept)
+        while left:
+            left = left[self._file.write(left) :]
 
     def _read(self) -> bytes:
         assert self._file is not None

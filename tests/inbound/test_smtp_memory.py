@@ -77,6 +77,25 @@ def test_large_messages_at_once(
     assert process.end()[0] == 0
 
 
+def test_a_message_in_small_pieces_takes_no_more_than_a_large_one(spawn: Callable[..., Process], acme: Tenant) -> None:
+    """What is in memory is counted by its octets, so a piece must not cost more than it has."""
+    process = spawn("smtps")
+    process.ready()
+    chunk, together, groups = b"BDAT 2\r\nxx", 1000, 200
+    with Dialogue(process.ports["smtps"], smtps=True) as session:
+        session.log_in(acme)
+        session.play([("MAIL FROM:<a@acme.example>", "250"), ("RCPT TO:<b@example.net>", "250")])
+        before = resident(process, "VmRSS")
+        for _ in range(groups):
+            session.send(chunk * together)
+            heard = 0
+            while heard < together:
+                heard += session.sock.recv(65536).count(b"\n")
+        used = resident(process, "VmRSS") - before
+        assert used < 4, f"{used:.1f} MB for {2 * together * groups} octets"
+    assert process.end()[0] == 0
+
+
 def test_idle_connections(spawn: Callable[..., Process], acme: Tenant, files: None) -> None:
     limits = {"max_connections_per_client": 2 * IDLE, "max_connections": 2 * IDLE}
     process = spawn("submission", "smtps", timeout=1000, **limits)
