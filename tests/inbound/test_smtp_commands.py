@@ -375,6 +375,17 @@ def test_refused_recipients_do_not_end_the_session(session: Dialogue) -> None:
     session.play([("RCPT TO:<b@example.net>", "250")])
 
 
+def test_refused_transactions_of_a_client_that_pipelines_do_not_end_the_session(session: Dialogue) -> None:
+    """RFC 2920: what follows MAIL was sent before its refusal was heard."""
+    group = b"MAIL FROM:<a@%s.example>\r\nRCPT TO:<%s>\r\nRCPT TO:<%s>\r\nDATA\r\n"
+    for sender, recipient in [(b"other", b"b@example.net")] * 6 + [(b"acme", b"b")] * 12:
+        session.send(group % (sender, recipient, recipient))
+        replies = [session.reply()[:3] for _ in range(4)]
+        assert replies == (["550", "503", "503", "503"] if sender == b"other" else ["250", "553", "553", "554"])
+        session.play([("RSET", "250")])
+    session.in_step()
+
+
 def test_tls_hello_on_a_plain_port(inbound: Running) -> None:
     """P39: one reply and a close, though the client waits for an answer to its hello."""
     with inbound.connect() as dialogue:
