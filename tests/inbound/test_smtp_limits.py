@@ -46,6 +46,31 @@ def test_a_used_up_quota_is_told_at_mail_from(inbound: Running, acme: Tenant, db
         )
 
 
+def test_mails_to_many_recipients_share_no_large_transaction(
+    inbound: Running, acme: Tenant, db: Database, stack: ExitStack
+) -> None:
+    """What waits is stored together, but no mail waits for rows by the ten thousand that are not its own."""
+    sessions = [stack.enter_context(inbound.connect()).log_in(acme) for _ in range(12)]
+    for session in sessions:
+        session.send(b"MAIL FROM:<a@acme.example>\r\n")
+        session.send(b"".join(b"RCPT TO:<b%d@example.net>\r\n" % number for number in range(500)) + b"DATA\r\n")
+        assert [session.reply()[:3] for _ in range(502)] == ["250"] * 501 + ["354"]
+    with db.transaction() as conn:
+        conn.execute("LOCK TABLE messages IN SHARE MODE")
+        sessions[0].send(MAIL)
+        waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'messages'::regclass AND NOT granted"
+        eventually(lambda: conn.execute(waiting).fetchone(), lambda row: row == (1,))
+        for session in sessions[1:]:
+            session.send(MAIL)
+        with inbound.connect() as last:
+            last.log_in(acme)  # by now the others have been read
+    assert [session.reply()[:9] for session in sessions] == ["250 2.6.0"] * 12
+    with db.transaction() as conn:
+        together = conn.execute("SELECT count(*) FROM deliveries GROUP BY xmin::text").fetchall()
+    assert sum(number for (number,) in together) == 6000
+    assert max(number for (number,) in together) <= 2500
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers to guesses wait a hundredth of the time."""
