@@ -25,12 +25,12 @@ def stop_when_told() -> None:
 
 
 class Group:
-    """The processes started within `adopting`, and all that they start."""
+    """The processes started within `adopting`, and all that they start. Raises SystemExit where there can be none."""
 
     def __init__(self, name: str) -> None:
         root = _root()
         if root is None:
-            raise RuntimeError("processor time is counted by control groups (cgroup2), which only root may make")
+            raise SystemExit("processor time is counted by control groups (cgroup2), which only root may make")
         self.name = name
         self._own = root / _own_group()
         self._path = root / _NAME / name
