@@ -434,6 +434,21 @@ def remove_old_bodies(conn: Connection, after: MessageId, limit: int) -> tuple[i
     return forgotten, last if is_old else None
 
 
+def remove_some(
+    conn: Connection, organization_id: OrganizationId, limit: int, *, project_id: ProjectId | None = None
+) -> int:
+    """Forget some messages of an organization, or of one of its projects, finished or not, all but their numbers; returns how many."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        some = cursor.execute(
+            """
+            SELECT id FROM messages WHERE organization_id = %s AND (%s::uuid IS NULL OR project_id = %s)
+            ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED
+            """,
+            [organization_id, project_id, project_id, limit],
+        ).fetchall()
+    return _remove(conn, some)
+
+
 def remove_old(conn: Connection, days: int, limit: int) -> int:
     """Forget finished messages altogether after so many days, all but their numbers; returns how many."""
     with conn.cursor(row_factory=scalar_row) as cursor:
@@ -446,5 +461,9 @@ def remove_old(conn: Connection, days: int, limit: int) -> int:
             """,
             [days, limit],
         ).fetchall()
-    statistics.keep(conn, message_ids=old)
-    return conn.execute("DELETE FROM messages WHERE id = ANY(%s)", [old]).rowcount
+    return _remove(conn, old)
+
+
+def _remove(conn: Connection, message_ids: Sequence[MessageId]) -> int:
+    statistics.keep(conn, message_ids=message_ids)
+    return conn.execute("DELETE FROM messages WHERE id = ANY(%s)", [list(message_ids)]).rowcount

@@ -3,18 +3,20 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID, uuid4
 
 import flask
 import pytest
 from api.caller import Caller, basic, by_session
+from installation import eventually
 from seed import PASSWORD, Tenant
 
 from remails import submission
 from remails.api.app import create_app
 from remails.bus.client import Publisher
-from remails.config import Dns, Settings
+from remails.config import Bus, Dns, Mail, Settings
 from remails.db import Database
 from remails.dev.dns import Server, StaticZone
 from remails.store import credentials, domains, messages, projects, queue, statistics, usage, users
@@ -79,6 +81,23 @@ def test_deleting_an_organization_is_remembered_by_the_installation(
             "SELECT action, target_type, target_id FROM audit_log WHERE organization_id IS NULL AND action = 'deleted'"
         ).fetchall()
     assert rows == [("deleted", "organization", str(tenant.organization_id))]
+
+
+@pytest.mark.parametrize("what", ["organization", "project"])
+def test_what_has_much_mail_is_deleted_in_pieces(admin: Caller, db: Database, tenant: Tenant, what: str) -> None:
+    """One long transaction would hold up whoever stores or delivers mail together with its."""
+    given = [tenant.submission() for _ in range(1200)]
+    submission.submit(db, Publisher(Bus(), ""), Mail(hostname="relay.example"), given)
+    deleted = path(tenant, f"/projects/{tenant.project_id}" if what == "project" else "")
+    with ThreadPoolExecutor(1) as pool:
+        with db.transaction() as conn:
+            conn.execute("SELECT FROM messages WHERE id = %s FOR UPDATE", [given[-1].id])  # it cannot come to its end
+            answer = pool.submit(admin, "DELETE", deleted)
+            eventually(lambda: conn.execute("SELECT count(*) FROM messages").fetchone(), lambda row: row == (1,))
+        assert answer.result().status_code == 200
+    with db.transaction() as conn:
+        for table in ("messages", "message_bodies", "deliveries", "timeline", "projects"):
+            assert conn.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
 
 
 # Members

@@ -9,7 +9,7 @@ from uuid import UUID
 from msgspec import Meta, Struct
 from werkzeug.exceptions import Forbidden, NotFound
 
-from remails.api import auth, changes
+from remails.api import auth, changes, removal
 from remails.api.operations import Noun, link_next
 from remails.api.state import state
 from remails.db import Connection
@@ -140,6 +140,7 @@ def update(*, body: NewOrganization) -> Organization:
 def remove() -> OrganizationId:
     """Delete an organization. All that belongs to it goes too, its emails included."""
     found = auth.organization()
+    removal.remove_mail(found.id)
     with state().db.transaction() as conn:
         organizations.remove(conn, found.id)
         # In the installation's own log, since that of the organization goes with it.

@@ -6,7 +6,7 @@ from typing import Annotated
 from msgspec import Meta, Struct, convert
 from werkzeug.exceptions import NotFound
 
-from remails.api import auth, changes
+from remails.api import auth, changes, removal
 from remails.api.operations import Noun
 from remails.api.state import state
 from remails.db import Connection
@@ -125,6 +125,8 @@ def update(project_id: ProjectId, *, body: ProjectChange) -> Project:
 @noun.operation("DELETE", "/organizations/{organization_id}/projects/{project_id}", auth.member(Role.maintainer))
 def remove(project_id: ProjectId) -> ProjectId:
     """Delete a project with its credentials and emails."""
+    state().db.run(find, project_id)
+    removal.remove_mail(auth.organization().id, project_id)
     with state().db.transaction() as conn:
         found = find(conn, project_id)
         projects.remove(conn, auth.organization().id, project_id)

@@ -7,7 +7,7 @@ import msgspec
 from flask import request
 from werkzeug.wrappers import Response
 
-from remails.api import auth, changes
+from remails.api import auth, changes, removal
 from remails.api.state import state
 from remails.api.ui import answers, lines
 from remails.errors import Refused
@@ -99,6 +99,8 @@ def show_POST(organization_id: OrganizationId, project_id: ProjectId) -> Respons
 @auth.needs(auth.member(Role.maintainer, keys=False))
 def delete_POST(organization_id: OrganizationId, project_id: ProjectId) -> Response:
     """Delete it with its credentials and mail."""
+    answers.found(state().db.run(projects.get, organization_id, project_id))
+    removal.remove_mail(organization_id, project_id)
     with state().db.transaction() as conn:
         project = answers.found(projects.get(conn, organization_id, project_id))
         projects.remove(conn, organization_id, project_id)
