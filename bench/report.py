@@ -105,8 +105,8 @@ def _compare(found: Compared) -> dict[str, str]:
             if quantiles[0] is not None:
                 latency.append([_case(case), NAMES[name], *(f"{one:.1f}" for one in quantiles if one is not None)])
     blocks["latency"] = table(["", "", "taken p50", "taken p99", "arrived p50", "arrived p99"], latency)
-    groups = {name: found.groups("remails", case) for case in ("4k_s10", "50k_s10") if (name := case)}
-    names = [name for name in groups.get("4k_s10", {}) if name != "all"]
+    groups = {case: found.groups("remails", case) for case in ("4k_s10", "50k_s10", simulation.HALF)}
+    names = [name for name in groups["4k_s10"] if name != "all"]
     blocks["groups"] = table(
         ["processes", *(_case(case) for case in groups if groups[case])],
         [[name, *(f"{values.get(name, 0):.2f}" for values in groups.values() if values)] for name in names],
@@ -302,7 +302,7 @@ def main() -> None:
     blocks["machine"] = _machine(parts)
     plots = _plots(found) if found else {}
     if found:
-        blocks |= simulation.blocks(found.groups("remails", "4k_s10"))
+        blocks |= simulation.blocks(*(found.groups("remails", case) for case in (simulation.HALF, simulation.ALONE)))
     if "micro" in parts:
         blocks["micro"] = _micro(parts["micro"])
     if "growth" in parts:

@@ -5,7 +5,8 @@
 
 A day's mail does not come evenly: `PROFILE` is the share of each hour in a country's day, and within the busiest hour a minute may
 bring `BURST` times its even share. Hosts are counted so that in that minute no processor of theirs is busier than `busy`, with one host more
-of each kind than needed, since any one may be lost. Every part scales with the mails a second, since nothing in a service is shared with
+of each kind than needed, since any one may be lost. What a mail costs is that at half of the highest rate, for that is how busy they are:
+batches are smaller then, and each mail pays more for its share. Every part scales with the mails a second, since nothing in a service is shared with
 another host's but PostgreSQL, of which one is primary: what a second costs there is what limits all.
 """
 
@@ -57,6 +58,8 @@ WAL_PER_MAIL = 3.0
 """Octets written to the log for each octet of mail: the body once, rows and indexes about as much again, and full pages."""
 ROUND_TRIPS = 4
 """For one mail over a kept connection, with what a large provider's server takes to answer."""
+HALF, ALONE = "4k_s50_half", "4k_s1"
+"""Cases of bench/compare.py: at half of the highest rate, and where no mail shares a batch with another."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def limit(cpu_ms: Mapping[str, float], cores: int = CORES["postgresql"], busy: f
     return cores * busy / (cpu_ms["postgresql"] / 1000)
 
 
-def blocks(cpu_ms: Mapping[str, float]) -> dict[str, str]:
-    """For docs/performance.md."""
+def blocks(cpu_ms: Mapping[str, float], alone_ms: Mapping[str, float]) -> dict[str, str]:
+    """For docs/performance.md; `alone_ms` of mails that share no batch."""
     if "postgresql" not in cpu_ms:
         return {}
     rows = [
@@ -113,6 +116,8 @@ def blocks(cpu_ms: Mapping[str, float]) -> dict[str, str]:
         f"then, which is {a_day / 1e6:.0f} million a day of this profile. The log comes to {most * 4096 * WAL_PER_MAIL / 1e6:.0f} MB a second "
         f"at 4 kB a mail (reckoned with {WAL_PER_MAIL:g} octets of log for each octet of mail)."
     )
+    if "postgresql" in alone_ms:
+        text += f" Were the mails of so many processes to share no batch any more, it would be {limit(alone_ms):,.0f} a second."
     return {"fleet": "\n".join(rows), "limit": text}
 
 
@@ -127,7 +132,9 @@ def main() -> None:
     part = kept.read("compare")
     if part is None:
         raise SystemExit("nothing was measured yet: make bench")
-    cpu_ms = Compared(msgspec.convert(part.figures, list[Round])).groups("remails", "4k_s10")
+    cpu_ms = Compared(msgspec.convert(part.figures, list[Round])).groups("remails", HALF)
+    if "postgresql" not in cpu_ms:
+        raise SystemExit("ours was not measured at half of its highest rate: make bench")
     for millions in (1, 10, 100):
         print(fleet(millions * 1_000_000, cpu_ms, options.busy))
     print(f"PostgreSQL: {limit(cpu_ms, busy=options.busy):.0f} mails a second")
