@@ -446,6 +446,8 @@ def remove_some(
             """,
             [organization_id, project_id, project_id, limit],
         ).fetchall()
+    # In the order in which results are recorded, or the two would wait for each other.
+    conn.execute("SELECT FROM deliveries WHERE message_id = ANY(%s) ORDER BY id FOR UPDATE", [some])
     return _remove(conn, some)
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import LiteralString
 
 import pytest
+from installation import eventually
 from seed import Tenant
 
 from remails import submission
@@ -301,6 +302,21 @@ def test_batches_in_opposite_order_do_not_deadlock(db: Database, tenant: Tenant)
                 ),
             )
         )
+
+
+def test_mail_is_deleted_in_the_order_in_which_results_are_recorded(db: Database, tenant: Tenant) -> None:
+    for _ in range(2):
+        submit(db, tenant)
+    first, second = sorted(claim(db, tenant), key=lambda one: one.id)
+    begin(db, first)  # its row stands behind the other one from now on
+    with ThreadPoolExecutor(1) as threads:
+        with db.transaction() as conn:
+            queue.record_many(conn, [result(first)])
+            deleted = threads.submit(db.run, messages.remove_some, tenant.organization_id, 10)
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            eventually(lambda: conn.execute(waiting).fetchone(), lambda row: row == (1,))
+            queue.record_many(conn, [result(second)])
+        assert deleted.result() == 2
 
 
 def test_only_a_claim_that_is_still_ours_may_be_sent(db: Database, tenant: Tenant) -> None:
