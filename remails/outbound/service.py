@@ -303,18 +303,18 @@ def _record(db: Database, batch: Sequence[tuple[Claim, Result, Blame]], host: st
 def _record_bounces(
     conn: Connection, batch: Sequence[tuple[Claim, Result, Blame]], results: Sequence[Result], host: str
 ) -> None:
-    """Record results and whom they suppress, together."""
-    queue.record_many(conn, results, host)
+    """Record results and whom they suppress, together; a result that does not count, or did before, suppresses nobody."""
+    ours = queue.record_many(conn, results, host)
     bad = [
         suppressions.Bounced(claim.organization_id, _key(claim), blame is Blame.SURELY, _reason(result))
         for claim, result, blame in batch
-        if blame
+        if blame and claim.id in ours
     ]
     suppressed = suppressions.record_bounces(conn, bad)
     notes = [
         queue.Note(claim.message_id, claim.id, "suppressed", cause=_SUPPRESSED)
         for claim, _, blame in batch
-        if blame and (claim.organization_id, _key(claim)) in suppressed
+        if blame and claim.id in ours and (claim.organization_id, _key(claim)) in suppressed
     ]
     queue.note_many(conn, notes)
 

@@ -323,7 +323,8 @@ def record_many(conn: Connection, results: Sequence[Result], host: str | None = 
     """Record results and their timeline, made on `host`; returns the deliveries that were still ours to decide.
 
     The timeline gets every entry: what a late worker did happened all the same. Only of a message that was deleted meanwhile,
-    with its organization or project, nothing is kept.
+    with its organization or project, nothing is kept; and of a claim that has its result already, for a commit of which no answer
+    came is made again.
     """
     with conn.cursor(row_factory=scalar_row) as cursor:
         rows = cursor.execute(
@@ -338,7 +339,8 @@ def record_many(conn: Connection, results: Sequence[Result], host: str | None = 
                     milliseconds, cause, tls_policy, tls_verified, tls_note, servers, host)
                 SELECT message_id, delivery_id, kind, text, code, enhanced, source, mx_host, mx_ip, tls,
                     milliseconds, cause, tls_policy, tls_verified, tls_note, servers::jsonb, %s::text
-                FROM result r WHERE EXISTS (SELECT FROM deliveries d WHERE d.id = r.delivery_id)),
+                FROM result r WHERE EXISTS (SELECT FROM deliveries d WHERE d.id = r.delivery_id
+                    AND (d.claim_epoch <> r.claim_epoch OR d.claimed_by IS NOT NULL))),
             late AS (
                 INSERT INTO timeline (message_id, delivery_id, kind, text, cause)
                 SELECT r.message_id, r.delivery_id, 'delayed', r.text, r.cause
@@ -359,7 +361,7 @@ def record_many(conn: Connection, results: Sequence[Result], host: str | None = 
                 finished_at = CASE WHEN r.status IN ('delivered', 'failed') THEN clock_timestamp() END
             FROM result r
             WHERE d.id = r.delivery_id AND d.status IN ('accepted', 'reattempt')
-                AND (d.claim_epoch = r.claim_epoch OR r.status = 'delivered')
+                AND (d.claim_epoch = r.claim_epoch AND d.claimed_by IS NOT NULL OR r.status = 'delivered')
             RETURNING d.id
             """,
             [msgspec.json.encode(sorted(results, key=_DELIVERY)).decode(), host],

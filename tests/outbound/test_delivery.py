@@ -1,16 +1,19 @@
 """Delivery to real mail servers: what arrives, from where, and what is remembered of it."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import ExitStack
 from email import message_from_bytes
+from typing import Any
 
 import pytest
 import seed
 from workbench import Bench
 
-from remails.db import Connection
+from remails.db import Connection, Database
 from remails.dev.dns import Code
 from remails.dev.smtp import Action, Script
+from remails.errors import Unavailable
 from remails.store import addresses, messages, projects, suppressions
 from remails.store.ids import MessageId
 from remails.vault import Pepper
@@ -118,6 +121,40 @@ def test_no_such_user_is_suppressed_at_once_and_a_policy_is_not_blamed_on_the_ad
             assert "30 days" in suppressed.cause
 
     run(main())
+
+
+class Unheard(Database):
+    """Commits the first bounces as any, but the answer gets lost."""
+
+    is_lost = False
+
+    def run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        value = super().run(fn, *args, **kwargs)
+        if fn.__name__ == "_record_bounces" and not self.is_lost:
+            self.is_lost = True
+            raise Unavailable("database: the connection is lost")
+        return value
+
+
+def test_a_bounce_counts_once_though_its_commit_got_no_answer(bench: Bench) -> None:
+    unheard = Unheard(bench.database, None, "unheard")
+
+    async def main() -> None:
+        async with bench.dns(), bench.serve():
+            message_id = await bench.submit("bounce@example.net", "other@example.net")
+            heard, bench.db = bench.db, unheard
+            async with bench.work():
+                await bench.deliveries(message_id, lambda row: row.finished_at is not None)
+            bench.db = heard
+        assert unheard.is_lost
+        kinds = [entry.kind for entry in await bench.timeline(message_id)]
+        assert sorted(kinds) == ["delivered", "failed", "suppressed"]
+        failures = "SELECT failures FROM suppressions"
+        assert await bench.db.call(lambda conn: conn.execute(failures).fetchall()) == [(1,)]
+
+    unheard.open()
+    run(main())
+    unheard.close()
 
 
 @pytest.mark.parametrize(

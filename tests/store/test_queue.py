@@ -151,6 +151,20 @@ def test_what_did_not_count_as_an_attempt_is_none(db: Database, tenant: Tenant) 
     assert deliveries(db, tenant, message_id)[0].attempts == 0
 
 
+@pytest.mark.parametrize("status", ["delivered", "failed", "reattempt"])
+def test_a_result_counts_once_though_it_is_recorded_again(db: Database, tenant: Tenant, status: str) -> None:
+    """As after a commit of which no answer came."""
+    message_id = submit(db, tenant)
+    (claimed,) = claim(db, tenant)
+    later = datetime.now(UTC) + timedelta(hours=1)
+    one = result(claimed, status, next_attempt_at=later if status == "reattempt" else None)
+    assert db.run(queue.record_many, [one]) == {claimed.id}
+    assert db.run(queue.record_many, [one]) == set()
+    (row,) = deliveries(db, tenant, message_id)
+    assert (row.status, row.attempts) == (status, 1)
+    assert len(db.run(messages.timeline, tenant.organization_id, message_id)) == 1
+
+
 def test_a_released_claim_is_due_again_and_no_attempt(db: Database, tenant: Tenant) -> None:
     submit(db, tenant, "a@example.net")
     (claimed,) = claim(db, tenant)

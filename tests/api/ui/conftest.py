@@ -88,6 +88,10 @@ def settle(db: Database, tenant: seed.Tenant) -> Settle:
                 "tls": "TLSv1.3 TLS_AES_256_GCM_SHA384",
                 "milliseconds": 412,
             } | more
+            conn.execute(
+                "UPDATE deliveries SET claimed_by = %s WHERE id = %s",  # whether it is due or not
+                [tenant.host_id, delivery.id],
+            )
             result = queue.Result(delivery.id, message_id, 0, status, kind, text, again, code=code, **values)
             assert queue.record_many(conn, [result]) == {delivery.id}
 
