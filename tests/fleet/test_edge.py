@@ -200,7 +200,7 @@ def test_hosts_end_what_the_inventory_has_taken_from_them(
     """One edge is one no longer, the other has no virtual addresses, one host takes no mail; and then all of it comes back."""
     (kept, former), controller = GROUPS["edge"], deployment.controller
     taking, without = GROUPS["api"]
-    shrunk = GROUPS | {"edge": [kept], "api": [taking], "inbound": [taking]}
+    shrunk = GROUPS | {"edge": [kept], "api": [taking], "inbound": [taking], "idle": [former]}
     controller.write(shrunk, deployment.variables() | {"edge_addresses": []})
     deployment.site().ok()
     assert set(holders(deployment).values()) == {""}
