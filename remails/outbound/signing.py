@@ -11,6 +11,7 @@ from remails.store.ids import DkimKeyId, DomainId
 from remails.vault import Vault
 
 KEEP = 60.0
+_ASKING = 1.0  # seconds for which keys hold longer, while one asks for them anew
 _LARGE = 256 * 1024
 
 
@@ -51,6 +52,8 @@ class Signing:
         until, identities = self._identities.get(domain_id, (0.0, []))
         if until > time.monotonic():
             return identities
+        if identities:  # one asks for all who come meanwhile
+            self._identities[domain_id] = (time.monotonic() + _ASKING, identities)
         keys = await self._db.call(domains.signing_keys, [domain_id])
         known = {identity.key_id: identity.key for identity in identities}  # a key that has signed does so faster
         identities = [

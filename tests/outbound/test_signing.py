@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from typing import Any
 
 import pytest
 from workbench import Bench
@@ -9,6 +10,8 @@ from workbench import Bench
 from remails.mail import dkim
 from remails.outbound import signing
 from remails.store import domains
+
+MAIL = b"From: a@s.example\r\n\r\n"
 
 
 def test_a_domain_with_two_keys_signs_with_both(bench: Bench) -> None:
@@ -45,8 +48,28 @@ def test_keys_of_domains_that_no_longer_send_are_forgotten(bench: Bench, monkeyp
                 selector="remails",
                 project_ids=[],
             )
-            assert await signer.sign(made.id, b"From: a@s.example\r\n\r\n")
+            assert await signer.sign(made.id, MAIL)
         assert _keys() - before == 1
+
+    asyncio.run(main())
+
+
+def test_the_keys_of_a_domain_are_asked_for_once_however_many_mails_leave(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        (domain,) = await bench.db.call(domains.list_, bench.tenant.organization_id)
+        signer, asked, ask = signing.Signing(bench.db, bench.vault), [], bench.db.call
+
+        async def call(*arguments: Any) -> Any:
+            asked.append(arguments)
+            return await ask(*arguments)
+
+        monkeypatch.setattr(signing, "KEEP", 0.0)  # they hold no longer at once
+        await signer.sign(domain.id, MAIL)
+        monkeypatch.setattr(bench.db, "call", call)
+        assert all(await asyncio.gather(*(signer.sign(domain.id, MAIL) for _ in range(20))))
+        assert len(asked) == 1
 
     asyncio.run(main())
 
