@@ -5,16 +5,19 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _NAME = f"remails-bench-{os.getpid()}"
 
 
-def _root() -> Path | None:
+_CHUNK = bytes(1 << 20)
+
+
+def _root(kind: str = "cgroup2", option: str = "") -> Path | None:
     for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, place, kind, *_ = line.split()
-        if kind == "cgroup2" and os.access(place, os.W_OK):
+        _, place, found, options, *_ = line.split()
+        if found == kind and (not option or option in options.split(",")) and os.access(place, os.W_OK):
             return Path(place)
     return None
 
@@ -25,25 +28,58 @@ def stop_when_told() -> None:
 
 
 class Group:
-    """The processes started within `adopting`, and all that they start. Raises SystemExit where there can be none."""
+    """The processes started within `adopting`, and all that they start.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of its own.
+        memory: the octets that they and the files they use may have of it; 0 for what there is.
+
+    Raises:
+        SystemExit: there can be none.
+    """
+
+    def __init__(self, name: str, memory: int = 0) -> None:
         root = _root()
         if root is None:
             raise SystemExit("processor time is counted by control groups (cgroup2), which only root may make")
         self.name = name
-        self._own = root / _own_group()
         self._path = root / _NAME / name
         self._path.mkdir(parents=True)
+        self._places = {self._path: root / _own_group("")}
+        if memory:
+            self._limit(root, memory)
+
+    def _limit(self, root: Path, memory: int) -> None:
+        """Of memory either this hierarchy knows, or one of the first kind that is beside it."""
+        if "memory" in (root / "cgroup.controllers").read_text().split():
+            for path in (root, self._path.parent):
+                (path / "cgroup.subtree_control").write_text("+memory")
+            (self._path / "memory.max").write_text(str(memory))
+        elif beside := _root("cgroup", "memory"):
+            path = beside / _NAME / self.name
+            path.mkdir(parents=True)
+            (path / "memory.limit_in_bytes").write_text(str(memory))
+            self._places[path] = beside / _own_group("memory")
 
     @contextlib.contextmanager
     def adopting(self) -> Iterator[None]:
         """What is started meanwhile belongs to the group."""
-        (self._path / "cgroup.procs").write_text(str(os.getpid()))
+        self._move(self._places.keys())
         try:
             yield
         finally:
-            (self._own / "cgroup.procs").write_text(str(os.getpid()))
+            self._move(self._places.values())
+
+    def _move(self, places: Iterable[Path]) -> None:
+        for place in places:
+            (place / "cgroup.procs").write_text(str(os.getpid()))
+
+    def fill(self, path: Path, size: int) -> None:
+        """Have so many octets of its memory hold a file, as a server's does that has run for a while."""
+        with self.adopting(), path.open("wb", buffering=0) as file:
+            for _ in range(size // len(_CHUNK)):
+                file.write(_CHUNK)
+            os.fsync(file.fileno())
 
     def cpu(self) -> float:
         """Seconds of processor time so far, those of processes that have ended included."""
@@ -68,18 +104,20 @@ class Group:
         """End what is left of it."""
         deadline = time.monotonic() + 10
         (self._path / "cgroup.kill").write_text("1")
-        while self._path.exists() and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):  # it is not empty yet
-                self._path.rmdir()
-            time.sleep(0.02)
-        with contextlib.suppress(OSError):  # others are still there
-            self._path.parent.rmdir()
+        for path in self._places:
+            while path.exists() and time.monotonic() < deadline:
+                with contextlib.suppress(OSError):  # it is not empty yet
+                    path.rmdir()
+                time.sleep(0.02)
+            with contextlib.suppress(OSError):  # others are still there
+                path.parent.rmdir()
 
 
-def _own_group() -> str:
+def _own_group(controller: str) -> str:
     for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::/"):
-            return line[4:]
+        _, controllers, path = line.split(":", 2)
+        if controllers == controller:
+            return path.removeprefix("/")
     return ""
 
 

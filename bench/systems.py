@@ -4,6 +4,7 @@ Each is a context manager that yields a `System`, ready to take mail. They get o
 """
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -100,8 +101,8 @@ class System:
 
 
 @contextlib.contextmanager
-def _groups(*names: str, within: str = "") -> Iterator[dict[str, Group]]:
-    made = {name: Group(f"{within}-{name}".strip("-")) for name in names}
+def _groups(*names: str, within: str = "", memory: Mapping[str, int] | None = None) -> Iterator[dict[str, Group]]:
+    made = {name: Group(f"{within}-{name}".strip("-"), (memory or {}).get(name, 0)) for name in names}
     try:
         yield made
     finally:
@@ -170,10 +171,14 @@ def server_tools() -> Path | None:
     return found[-1].parent if found else None
 
 
+MEMORY = 4 << 30
+"""Octets, for which PostgreSQL's settings are."""
+
+
 def server(directory: Path) -> postgresql.Server:
     """A PostgreSQL with the settings that the role gives it, as far as they do not follow from the host."""
     given = [line for line in ROLE.read_text().splitlines() if "=" in line and "{{" not in line and line[0] != "#"]
-    given += ["shared_buffers = '1GB'", "effective_cache_size = '4GB'", "maintenance_work_mem = '256MB'"]
+    given += ["shared_buffers = '1GB'", "effective_cache_size = '2400MB'", "maintenance_work_mem = '256MB'"]
     options = {name: value.strip("'") for name, value in (re.split(r"\s*=\s*", line, maxsplit=1) for line in given)}
     tools = server_tools()
     if tools is None:
@@ -196,6 +201,7 @@ def remails(
     options: Mapping[str, Mapping[str, object]] | None = None,
     exchanges: Mapping[str, str] | None = None,
     words: Sequence[str] = WORDS,
+    memory: int = 0,
 ) -> Iterator[Remails]:
     """Ours: every service as a process of its own, and PostgreSQL.
 
@@ -205,12 +211,16 @@ def remails(
         options: more settings, by section.
         exchanges: the MX of more domains, see names.running.
         words: the services to start.
+        memory: the octets that PostgreSQL and its files have, all of them in use; 0 for what there is.
     """
     ports = Ports.from_base(free_base())
     home = Home(place.directory / name, ports)
     home.make()
     with contextlib.ExitStack() as stack:
-        groups = stack.enter_context(_groups("postgresql", "names", *WORDS, within=name))
+        limits = {"postgresql": memory}
+        groups = stack.enter_context(_groups("postgresql", "names", *WORDS, within=name, memory=limits))
+        if memory:
+            groups["postgresql"].fill(home.directory / "ballast", memory)
         database = server(home.directory / "postgresql")
         stack.callback(database.stop)
         with groups["postgresql"].adopting():
@@ -523,7 +533,7 @@ def missing(name: str) -> str:
 
 
 STARTERS: dict[str, Callable[[Place], AbstractContextManager[System]]] = {
-    "remails": remails,
+    "remails": functools.partial(remails, memory=MEMORY),
     "postfix": postfix,
     "exim": exim,
     "haraka": haraka,
