@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str
     python: str
     postgresql: str
-    load_before: float
-    """Of the last minute, before anything was measured: how busy others kept the machine."""
+    busy_before: float
+    """Processors that others kept busy before anything was measured."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,8 +47,20 @@ def machine() -> Machine:
         kernel=platform.release(),
         python=platform.python_version() + (" of the distribution" if sys.base_prefix == "/usr" else ""),
         postgresql=_postgresql(),
-        load_before=round(os.getloadavg()[0], 2),
+        busy_before=round(_busy(2.0), 2),
     )
+
+
+def _busy(seconds: float) -> float:
+    """Processors in use, over so many seconds (proc_stat(5))."""
+
+    def idle() -> float:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+    before, began = idle(), time.monotonic()
+    time.sleep(seconds)
+    return max(0.0, (os.cpu_count() or 1) - (idle() - before) / (time.monotonic() - began))
 
 
 def _postgresql() -> str:
@@ -60,15 +73,15 @@ def _postgresql() -> str:
 
 
 def commit() -> str:
-    """What is checked out here, and whether it was changed."""
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        cwd=DIRECTORY.parent,
-        check=False,
-    )
-    return run.stdout.strip() or "unknown"
+    """What is checked out here, and whether it was changed; not counting what measurements write."""
+    written = (":(top,exclude)bench/results", ":(top,exclude)docs/performance.md")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *written)
+    return (_git("describe", "--always", "--abbrev=12") or "unknown") + "-dirty" * bool(changed)
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=DIRECTORY.parent, check=False)
+    return done.stdout.strip()
 
 
 def write(part: str, here: Machine, mode: str, figures: object) -> None:

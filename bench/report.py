@@ -333,12 +333,12 @@ def _machine(parts: Mapping[str, kept.Part]) -> str:
             part.mode,
             f"`{part.commit}`",
             f"{part.machine.cpu}, {part.machine.cores} cores",
-            f"{part.machine.load_before}",
+            f"{part.machine.busy_before}",
         ]
         for name, part in parts.items()
     ]
     one = next(iter(parts.values())).machine
-    text = table(["part", "mode", "commit", "machine", "load before"], rows)
+    text = table(["part", "mode", "commit", "machine", "processors busy before"], rows)
     return f"{text}\n\nPython {one.python}, {one.postgresql}, Linux {one.kernel}, {one.memory_gb:.0f} GB."
 
 
