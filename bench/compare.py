@@ -234,7 +234,7 @@ def run(names: Sequence[str], cases: Sequence[Case], rounds: int, seconds: float
             if half and system.name in ("remails", "postfix")
         }
         for _ in range(rounds):
-            for system in halves.keys() & running.keys():
+            for system in [one for one in halves if one in running]:
                 _tell(found, measured(system, Case(4, 50, rate=halves[system]), half))
     return found
 

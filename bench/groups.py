@@ -3,14 +3,13 @@
 import contextlib
 import os
 import re
+import select
 import signal
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _NAME = f"remails-bench-{os.getpid()}"
-
-
 _CHUNK = bytes(1 << 20)
 
 
@@ -102,15 +101,22 @@ class Group:
 
     def remove(self) -> None:
         """End what is left of it."""
-        deadline = time.monotonic() + 10
         (self._path / "cgroup.kill").write_text("1")
+        self._wait_for_the_end(10)
         for path in self._places:
-            while path.exists() and time.monotonic() < deadline:
-                with contextlib.suppress(OSError):  # it is not empty yet
-                    path.rmdir()
-                time.sleep(0.02)
+            with contextlib.suppress(OSError):  # somebody would not die
+                path.rmdir()
             with contextlib.suppress(OSError):  # others are still there
                 path.parent.rmdir()
+
+    def _wait_for_the_end(self, seconds: float) -> None:
+        """Of all its processes: the kernel says so by the file `cgroup.events` (Control Group v2, "[Un]populated Notification")."""
+        deadline, changes = time.monotonic() + seconds, select.poll()
+        with (self._path / "cgroup.events").open() as events:
+            changes.register(events, select.POLLPRI)
+            while "populated 1" in events.read() and (left := deadline - time.monotonic()) > 0:
+                changes.poll(1000 * left)
+                events.seek(0)
 
 
 def _own_group(controller: str) -> str:
