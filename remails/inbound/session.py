@@ -308,8 +308,8 @@ class Session(smtp.SMTP):
         log.info("refused", client=client.address, user=client.username, command=self._verb or None, reply=status)
         # Of someone who has logged in only what is no SMTP counts: a list may well have many bad recipients, and a client that
         # sends its commands in groups has said RCPT and DATA before it hears that MAIL was refused (RFC 2920 §3.1).
-        is_smtp = status[4:7] != "5.5" or status[:3] in ("503", "554")
-        if status[0] == "5" and not (client.sender is not None and is_smtp):
+        is_no_smtp = status[4:7] == "5.5" and status[:3] not in ("503", "554")
+        if status[0] == "5" and (client.sender is None or is_no_smtp):
             self._errors += 1
 
     # --- commands (RFC 5321 §4.1.1); the base class finds them by their names
