@@ -180,6 +180,8 @@ def server(directory: Path) -> postgresql.Server:
     given = [line for line in ROLE.read_text().splitlines() if "=" in line and "{{" not in line and line[0] != "#"]
     given += ["shared_buffers = '1GB'", "effective_cache_size = '2400MB'", "maintenance_work_mem = '256MB'"]
     options = {name: value.strip("'") for name, value in (re.split(r"\s*=\s*", line, maxsplit=1) for line in given)}
+    # There is no repository here, and of a command that fails PostgreSQL keeps each file of its log instead of using it again.
+    options["archive_command"] = "true"
     tools = server_tools()
     if tools is None:
         options["wal_compression"] = "on"  # the one of the tests is built without lz4
