@@ -16,7 +16,7 @@ from remails.config import Bus, Mail
 from remails.db import Connection, Database
 from remails.store import holds, messages, projects, queue
 from remails.store.ids import DeliveryId, HostId, MessageId, OrganizationId, new
-from remails.store.queue import Claim, Result
+from remails.store.queue import Begun, Claim, Result
 
 MAIL = Mail(hostname="relay.example")
 
@@ -376,6 +376,32 @@ def test_what_is_not_due_is_not_read(db: Database, tenant: Tenant) -> None:
         (claimed,) = queue.claim_due(conn, tenant.host_id, tenant.sources, lease=-60, limit=10)
         assert claimed.recipient == "due@example.net"
         assert queue.due(conn, older_than=30) == ["127.0.0.11"]
+        assert _read(conn) - before < 100
+
+
+def test_what_is_named_is_looked_up_though_much_has_come_since_the_statistics(db: Database, tenant: Tenant) -> None:
+    """They are taken when the queue happens to be empty, and minutes later a large receiver takes nothing."""
+    message_id = submit(db, tenant, "named@example.net")
+    crowd = """
+        INSERT INTO deliveries (message_id, organization_id, recipient, domain, status, source, next_attempt_at, claimed_by)
+        SELECT message_id, organization_id, recipient, domain, %s, source, now() + interval '1 h', %s
+        FROM (SELECT * FROM deliveries LIMIT 1), generate_series(1, 20000)
+        """
+    with db.transaction() as conn:
+        conn.execute("UPDATE deliveries SET message_id = %s", [other := new()])
+        conn.execute(crowd, ["delivered", None])
+        conn.execute("UPDATE deliveries SET message_id = %s WHERE status = 'accepted'", [message_id])
+        conn.execute("ANALYZE deliveries")
+        conn.execute(crowd, ["reattempt", tenant.host_id])
+        conn.execute("UPDATE deliveries SET message_id = %s WHERE status = 'reattempt'", [other])
+
+        before = _read(conn)
+        (claimed,) = queue.claim_messages(conn, tenant.host_id, tenant.sources, [message_id], lease=60)
+        ours = claimed.id, claimed.claim_epoch
+        assert queue.renew(conn, [ours], 60) == {claimed.id}
+        assert queue.begin(conn, [Begun(*ours, "mx.example.net", "127.0.0.21")]) == {claimed.id}
+        assert queue.record_many(conn, [result(claimed, "reattempt")]) == {claimed.id}
+        queue.release(conn, [ours])
         assert _read(conn) - before < 100
 
 
