@@ -202,7 +202,10 @@ def test_hosts_end_what_the_inventory_has_taken_from_them(
     taking, without = GROUPS["api"]
     shrunk = GROUPS | {"edge": [kept], "api": [taking], "inbound": [taking], "idle": [former]}
     controller.write(shrunk, deployment.variables() | {"edge_addresses": []})
-    deployment.site().ok()
+    with deployment.fleet.network("world"):
+        idle = socket.create_connection((deployment.fleet.hosts[former].ip, 587), 10)
+    with idle:  # who says nothing more is waited for, and then not any longer
+        deployment.site().ok()
     assert set(holders(deployment).values()) == {""}
     assert enabled(deployment, former, "haproxy.service", "keepalived.service") == {"inactive": 2}
     assert enabled(deployment, kept, "haproxy.service", "keepalived.service") == {"active enabled": 1, "inactive": 1}
