@@ -384,16 +384,13 @@ def test_what_is_named_is_looked_up_though_much_has_come_since_the_statistics(db
     message_id = submit(db, tenant, "named@example.net")
     crowd = """
         INSERT INTO deliveries (message_id, organization_id, recipient, domain, status, source, next_attempt_at, claimed_by)
-        SELECT message_id, organization_id, recipient, domain, %s, source, now() + interval '1 h', %s
-        FROM (SELECT * FROM deliveries LIMIT 1), generate_series(1, 20000)
+        SELECT %s, organization_id, recipient, domain, %s, source, now() + interval '1 h', %s
+        FROM deliveries, generate_series(1, 20000) WHERE message_id = %s
         """
     with db.transaction() as conn:
-        conn.execute("UPDATE deliveries SET message_id = %s", [other := new()])
-        conn.execute(crowd, ["delivered", None])
-        conn.execute("UPDATE deliveries SET message_id = %s WHERE status = 'accepted'", [message_id])
+        conn.execute(crowd, [new(), "delivered", None, message_id])
         conn.execute("ANALYZE deliveries")
-        conn.execute(crowd, ["reattempt", tenant.host_id])
-        conn.execute("UPDATE deliveries SET message_id = %s WHERE status = 'reattempt'", [other])
+        conn.execute(crowd, [new(), "reattempt", tenant.host_id, message_id])
 
         before = _read(conn)
         (claimed,) = queue.claim_messages(conn, tenant.host_id, tenant.sources, [message_id], lease=60)
