@@ -201,28 +201,32 @@ def test_hosts_end_what_the_inventory_has_taken_from_them(
     (kept, former), controller = GROUPS["edge"], deployment.controller
     taking, without = GROUPS["api"]
     shrunk = GROUPS | {"edge": [kept], "api": [taking], "inbound": [taking], "idle": [former]}
-    controller.write(shrunk, deployment.variables() | {"edge_addresses": []})
-    with deployment.fleet.network("world"):
-        idle = socket.create_connection((deployment.fleet.hosts[former].ip, 587), 10)
-    with idle:  # who says nothing more is waited for, and then not any longer
+    try:
+        controller.write(shrunk, deployment.variables() | {"edge_addresses": []})
+        with deployment.fleet.network("world"):
+            idle = socket.create_connection((deployment.fleet.hosts[former].ip, 587), 10)
+        with idle:  # who says nothing more is waited for, and then not any longer
+            deployment.site().ok()
+        assert set(holders(deployment).values()) == {""}
+        assert enabled(deployment, former, "haproxy.service", "keepalived.service") == {"inactive": 2}
+        assert enabled(deployment, kept, "haproxy.service", "keepalived.service") == {
+            "active enabled": 1,
+            "inactive": 1,
+        }
+        assert enabled(deployment, without, *DOORS) == {"inactive": len(DOORS)}
+        assert "pepper" not in deployment.fleet.hosts[without].run("ls /etc/remails/credentials").split()
+        assert set(deployment.site().ok().changed.values()) == {0}
+        ip = [deployment.fleet.hosts[kept].ip]
+        for customer, client in (
+            (customers["other"], customers["other"].smtp),
+            (customers["acme"], customers["acme"].rest),
+        ):
+            with Load(deployment.fleet, f"one edge {customer.organization}", client, ip, rate=0, count=20) as stream:
+                pass
+            check(deployment, stream, 120)
+    finally:
+        controller.write(GROUPS, deployment.variables())
         deployment.site().ok()
-    assert set(holders(deployment).values()) == {""}
-    assert enabled(deployment, former, "haproxy.service", "keepalived.service") == {"inactive": 2}
-    assert enabled(deployment, kept, "haproxy.service", "keepalived.service") == {"active enabled": 1, "inactive": 1}
-    assert enabled(deployment, without, *DOORS) == {"inactive": len(DOORS)}
-    assert "pepper" not in deployment.fleet.hosts[without].run("ls /etc/remails/credentials").split()
-    assert set(deployment.site().ok().changed.values()) == {0}
-    ip = [deployment.fleet.hosts[kept].ip]
-    for customer, client in (
-        (customers["other"], customers["other"].smtp),
-        (customers["acme"], customers["acme"].rest),
-    ):
-        with Load(deployment.fleet, f"one edge {customer.organization}", client, ip, rate=0, count=20) as stream:
-            pass
-        check(deployment, stream, 120)
-
-    controller.write(GROUPS, deployment.variables())
-    deployment.site().ok()
     until(lambda: holders(deployment) == PREFERRED, 30, "the addresses to be where they belong")
     assert enabled(deployment, without, *DOORS) == {"active enabled": len(DOORS)}
 
