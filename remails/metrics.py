@@ -27,6 +27,7 @@ PORTS: Final = {"api": 0, "inbound": 1, "outbound": 2, "bus": 3, "periodic": 4, 
 """What is added to `metrics.port` for each service."""
 
 _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+_LEVELS = ("warning", "error")
 
 log = logs.Log("remails.metrics")
 
@@ -233,6 +234,8 @@ def begin(settings: Metrics, service: str, processes: int = 1) -> Exporter:
     INFO.set(1, service=service, version=remails.__version__)
     for metric in Metric.all.values():
         metric.show_zero()
+    for level in _LEVELS:  # an alert waits for the first error
+        LOG_RECORDS.add(0, level=level)
     if not settings.host:
         return Exporter()
     port = settings.port + PORTS.get(service, len(PORTS))
@@ -258,4 +261,4 @@ class _Count(logging.Handler):
     """Counts what is logged."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        LOG_RECORDS.add(level="error" if record.levelno >= logging.ERROR else "warning")
+        LOG_RECORDS.add(level=_LEVELS[record.levelno >= logging.ERROR])

@@ -66,10 +66,12 @@ def test_what_waits_is_shown_by_who_leads_and_by_nobody_else(db: Database, tenan
 
 def test_a_listener_of_one_process_shows_the_process_too() -> None:
     port = free_port(0)
+    metrics.LOG_RECORDS.clear()
     metrics.begin(MetricsSettings(host="127.0.0.1", port=port), "api").serve()
     shown = scrape(port)
     assert shown[f"remails_info service=api version={remails.__version__}"] == 1
     assert shown["remails_notes_missed_total"] >= 0  # also what was never counted
+    assert shown["remails_log_records_total level=error"] == 0  # a counter that comes into being with 1 has not grown
     assert shown["process_resident_memory_bytes"] > 0
 
 
