@@ -179,6 +179,7 @@ def test_the_numbers_of_its_workers_are_one(start: Callable[..., Running], tenan
     before = scrape(base)
     for _ in range(10):
         assert service.request("GET", "/api/organizations", headers=basic(tenant.api_key, tenant.api_secret))[0] == 200
+        assert service.request("GET", "/api/healthy")[0] == 200  # an edge's, which is no client
     wrong = basic(tenant.api_key, "wrong")
     assert service.request("GET", "/api/organizations", headers=wrong)[0] == 401
     for _ in range(4):  # whichever worker answers
