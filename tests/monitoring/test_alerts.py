@@ -95,10 +95,16 @@ def promtool(folder: Path, tried: dict[str, Any]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def cases(name: str) -> list[dict[str, Any]]:
+    """One or several of an alert."""
+    said = CASES["alerts"][name]
+    return said if isinstance(said, list) else [said]
+
+
 @pytest.mark.needs("promtool")
-@pytest.mark.parametrize("name", sorted(CASES["alerts"]))
-def test_an_alert_fires_when_it_should_and_no_other_with_it(tmp_path: Path, name: str) -> None:
-    promtool(tmp_path, group(name, CASES["alerts"][name]))
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in sorted(CASES["alerts"]) for case in cases(name)])
+def test_an_alert_fires_when_it_should_and_no_other_with_it(tmp_path: Path, name: str, case: dict[str, Any]) -> None:
+    promtool(tmp_path, group(name, case))
 
 
 @pytest.mark.needs("promtool")
