@@ -23,6 +23,7 @@ from seed import Tenant
 from remails.config import Settings
 from remails.db import Database
 
+PER_CLIENT = 100
 EDGE, HOSTS = "127.0.0.41", {"app1": "127.0.0.11", "app2": "127.0.0.12"}
 
 PLAYBOOK = f"""
@@ -96,7 +97,7 @@ class Ports:
 class Edge:
     """A running HAProxy."""
 
-    def __init__(self, ansible: Ansible, folder: Path, ports: Ports, certificate: str) -> None:
+    def __init__(self, ansible: Ansible, folder: Path, ports: Ports, certificate: str, **variables: Any) -> None:
         self.ports, self._folder = ports, folder
         numbers = {"http": ports.http, "https": ports.https, "smtp": ports.smtp}
         more = {
@@ -111,7 +112,9 @@ class Edge:
             more,
             edge_certificate=certificate,
             edge_connections=1000,
+            edge_connections_per_client=PER_CLIENT,
             api_listen=f"0.0.0.0:{ports.api}",
+            **variables,
         )
         self.file = folder / "edge1.haproxy.cfg"
         # Who runs the tests may be nobody special, and there is no journal to write to.

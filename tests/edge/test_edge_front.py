@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from api.caller import basic
-from edge.proxy import EDGE, HOSTS, Answer, Front, module
+from edge.proxy import EDGE, HOSTS, PER_CLIENT, Answer, Edge, Front, Ports, module
 from inbound.running import Certificate, make_certificate
 from installation import eventually
-from playbooks.play import program
+from playbooks.play import Ansible, program
 from scraping import scrape_url
 
 pytestmark = pytest.mark.needs("haproxy")
@@ -121,6 +122,22 @@ def test_http_2(front: Front) -> None:
     url = f"https://{EDGE}:{front.edge.ports.https}/api/config"
     command = ["curl", "--silent", "--insecure", "--http2", "--output", "/dev/null", "--write-out", "%{http_version}"]
     assert subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout == "2"
+
+
+def test_one_connection_of_http_2_has_few_requests_at_a_time(front: Front) -> None:
+    """RFC 9113 §6.5.2: the server's first word, SETTINGS_MAX_CONCURRENT_STREAMS (3) among it."""
+    context = ssl._create_unverified_context()  # a certificate of its own making
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((EDGE, front.edge.ports.https), 10) as plain,
+        context.wrap_socket(plain) as connection,
+        connection.makefile("rb") as heard,
+    ):
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
+        frame = heard.read(9)
+        said = heard.read(int.from_bytes(frame[:3], "big"))
+    assert frame[3] == 4
+    assert dict(struct.iter_unpack(">HI", said))[3] == 20
 
 
 def test_a_body_that_the_api_would_never_take_ends_at_the_edge(front: Front) -> None:
@@ -392,6 +409,58 @@ def test_slow_clients_take_nothing_of_the_api(front: Front) -> None:
 def _at_work(front: Front) -> set[str]:
     """How many requests each process of the API has at hand."""
     return {row["scur"] for row in (*front.edge.rows("rest").values(), *front.edge.rows("pages").values())}
+
+
+def test_nobody_alone_takes_all_the_room(front: Front) -> None:
+    """Connections that say nothing, at every door together; who holds less is served meanwhile."""
+    ports = (front.edge.ports.http, front.edge.ports.https, *front.edge.ports.smtp)
+    with contextlib.ExitStack() as held:
+        for number in range(PER_CLIENT):
+            held.enter_context(socket.create_connection((EDGE, ports[number % len(ports)]), 10, ("127.0.0.88", 0)))
+        eventually(lambda: all_taken(front), bool)
+        for port in ports:
+            with (
+                pytest.raises(ConnectionResetError),
+                socket.create_connection((EDGE, port), 10, ("127.0.0.88", 0)) as beyond,
+            ):
+                beyond.recv(1)
+        with front.smtp("127.0.0.89") as other:
+            assert other.reply().startswith("220 ")
+        assert front.ask("GET", "/api/config", source="127.0.0.89").status == 200
+    eventually(lambda: all_taken(front), lambda taken: not taken)
+    assert front.ask("GET", "/api/config", source="127.0.0.88").status == 200
+
+
+def all_taken(front: Front) -> bool:
+    """Whether a client has as many connections as it may."""
+    return f"conn_cur={PER_CLIENT}\n" in front.edge.haproxy.say("show table clients")
+
+
+def test_behind_a_load_balancer_each_of_its_clients_is_counted_and_it_is_not(
+    ansible: Ansible, certificate: tuple[str, str, str], tmp_path: Path
+) -> None:
+    edge = Edge(ansible, tmp_path, Ports.free(), certificate[2], edge_proxy_trusted=["127.0.0.99/32"])
+    with contextlib.ExitStack() as held:
+        held.callback(edge.stop)
+
+        def connect(client: str) -> socket.socket:
+            made = socket.create_connection((EDGE, edge.ports.http), 10, ("127.0.0.99", 0))
+            made.sendall(f"PROXY TCP4 {client} {EDGE} 1024 80\r\n".encode())
+            return held.enter_context(made)
+
+        def asked(client: str) -> bytes:
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError), connect(client) as connection:
+                connection.sendall(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+                return connection.recv(12)
+            return b""
+
+        for client in ("192.0.2.1", "192.0.2.2"):
+            for _ in range(PER_CLIENT):
+                connect(client)
+        eventually(
+            lambda: edge.haproxy.say("show table clients").count(f"conn_cur={PER_CLIENT}\n"), lambda both: both == 2
+        )
+        assert [asked(f"192.0.2.{number}") for number in (1, 2, 3)] == [b"", b"", b"HTTP/1.1 308"]
 
 
 def test_a_request_comes_whole(front: Front) -> None:
