@@ -69,6 +69,12 @@ def test_metrics_of_a_job_that_failed_after_it_went_well() -> None:
     assert text.count("# TYPE") == 3
 
 
+def test_a_job_that_only_ever_failed_is_late_too() -> None:
+    """An alert compares the two times, so both are there."""
+    lines = state.metrics("independent", {"failure": 1795631014.9}).splitlines()
+    assert 'remails_backup_last_success_timestamp_seconds{kind="independent"} 0.000' in lines
+
+
 def test_it_runs_as_a_program_by_the_standard_library_alone(tmp_path: Path) -> None:
     """What was set up and never ran is told of, and a job that does not go well ends with a sentence."""
     settings = tmp_path / "settings.toml"
@@ -83,13 +89,18 @@ def test_it_runs_as_a_program_by_the_standard_library_alone(tmp_path: Path) -> N
 
     (tmp_path / "pgbackrest").write_text("#!/bin/sh\necho 'no way' >&2; exit 3\n", encoding="utf-8")
     (tmp_path / "pgbackrest").chmod(0o755)
-    assert remails_backup("begin").returncode == 0
+    assert json.loads(remails_backup("begin").stdout) == ["wal", "full", "drill"]
+    assert remails_backup("begin").stdout == ""
     failed = remails_backup("full")
     assert (failed.returncode, failed.stderr) == (1, "full failed: pgbackrest ended with 3: no way\n")
     said = json.loads(remails_backup("status").stdout)
     assert said["wal"]["success"] > 0
     assert (said["full"]["says"], said["independent"]) == ("pgbackrest ended with 3: no way", {})
     assert 'last_failure_timestamp_seconds{kind="full"} 0' not in (tmp_path / "metrics/full.prom").read_text("utf-8")
+    with settings.open("a", encoding="utf-8") as file:
+        file.write('place = "/elsewhere"\n')
+    assert json.loads(remails_backup("begin").stdout) == ["independent"]
+    assert json.loads(remails_backup("status").stdout)["full"] == said["full"]
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,11 @@ def main(words: list[str]) -> int:
         "drill": lambda: drill(settings),
     }
     try:
+        said: Any
         if given.word == "begin":
-            for kind in KINDS:
-                if not state(settings, kind) and (kind != "independent" or settings.place):
-                    note(settings, kind, success=time.time())
-            said: Any = {}
+            said = [kind for kind in KINDS if not state(settings, kind) and (kind != "independent" or settings.place)]
+            for kind in said:
+                note(settings, kind, success=time.time())
         elif given.word == "status":
             said = {kind: state(settings, kind) for kind in KINDS}
         elif given.word == "find":

@@ -38,7 +38,7 @@ def metrics(kind: str, known: Mapping[str, Any]) -> str:
     }
     lines = []
     for name, (word, text) in names.items():
-        if word in known or word == "failure":
+        if word in known or word in ("success", "failure"):
             lines += [f"# HELP remails_backup_{name} {text}", f"# TYPE remails_backup_{name} gauge"]
             lines += [f'remails_backup_{name}{{kind="{kind}"}} {known.get(word, 0):.3f}']
     return "\n".join(lines) + "\n"
