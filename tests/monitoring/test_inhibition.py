@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,21 +11,7 @@ from typing import Any
 import pytest
 from edge.proxy import free_port
 from installation import eventually
-from playbooks.play import PROJECT, ansible_in
-
-PLAYBOOK = f"""
-- name: Render
-  hosts: all
-  gather_facts: false
-  roles:
-    - {{role: monitoring, tags: [never]}}  # only its variables
-  tasks:
-    - name: Settings
-      ansible.builtin.template:
-        src: "{PROJECT}/roles/monitoring/templates/alertmanager.yml.j2"
-        dest: "{{{{ folder }}}}/alertmanager.yml"
-        mode: "0600"
-"""
+from rendering import render
 
 
 class Alertmanager:
@@ -57,20 +42,10 @@ class Alertmanager:
 def alertmanager(tmp_path: Path) -> Iterator[Alertmanager]:
     """One that nobody hears."""
     port = free_port()
-    (tmp_path / "render.yml").write_text(PLAYBOOK, encoding="utf-8")
-    said = {
-        "ansible_connection": "local",
-        "ansible_python_interpreter": sys.executable,
-        "folder": str(tmp_path),
-        "remails_hostname": "relay.example",
-        "monitoring_mail_enabled": False,
-    }
-    arguments = ("--inventory", "watch1,", tmp_path / "render.yml", "--extra-vars", json.dumps(said))
-    done = ansible_in(tmp_path / "ansible")("ansible-playbook", *arguments)
-    assert done.returncode == 0, done.stdout
+    settings = render(tmp_path, "alertmanager.yml", monitoring_mail_enabled=False)
     command = [
         "prometheus-alertmanager",
-        f"--config.file={tmp_path}/alertmanager.yml",
+        f"--config.file={settings}",
         f"--storage.path={tmp_path}/data",
         f"--web.listen-address=127.0.0.1:{port}",
         "--cluster.listen-address=",
