@@ -1,5 +1,6 @@
 """The monitoring of the fleet: it asks everybody, is silent while all is well, and tells somebody, not by the relay, when a host dies."""
 
+import contextlib
 import json
 import urllib.parse
 import urllib.request
@@ -7,8 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import yaml
 from deployment import GROUPS, Deployment
 from hosts import Fleet, until
+from monitoring.metricnames import always_shown
 
 pytestmark = [pytest.mark.fleet, pytest.mark.long, pytest.mark.timeout(900)]
 WATCH = "watch1"
@@ -61,6 +64,20 @@ def test_everybody_is_asked_and_answers(deployment: Deployment, prometheus: Prom
     until(lambda: not silent(), 60, "every target to answer")
     assert prometheus.query("remails_host_security_updates") and prometheus.query("remails_pg_primary == 1")
     assert prometheus.query("remails_balance_missing == 0")
+
+
+@pytest.mark.usefixtures("whole")
+def test_what_alerts_ask_for_is_there(deployment: Deployment, prometheus: Prometheus) -> None:
+    """An alert about what nobody shows could never fire."""
+    rules = yaml.safe_load(deployment.fleet.hosts[WATCH].run("cat /etc/prometheus/remails-alerts.yml"))
+    wanted = always_shown(rule["expr"] for group in rules["groups"] for rule in group["rules"])
+
+    def missing() -> set[str]:
+        return {name for name in wanted if not prometheus.query(name)}
+
+    with contextlib.suppress(TimeoutError):
+        until(lambda: not missing(), 60, "every metric to be shown")
+    assert missing() == set()
 
 
 @pytest.mark.usefixtures("whole")

@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +36,8 @@ EXPORTERS = {
 }
 BACKUPS = tuple(f"remails_backup_last_{what}_timestamp_seconds" for what in ("success", "failure"))
 CERTIFICATES = ("remails_certificate_not_after_timestamp_seconds", "remails_certificate_renewal_failed")
+PASSING = {"remails_host_planned_until_timestamp_seconds"}
+"""Shown since a host was emptied for the first time."""
 HOST = re.compile(r"# TYPE (remails_host_\w+) gauge")
 
 _NAME = re.compile(r"(?<![\w.])([a-zA-Z_:][\w:]*)(?![\w:])(?!\s*\()\s*(\{[^}]*\})?")
@@ -63,19 +66,33 @@ def known() -> dict[str, set[str] | None]:
     return found
 
 
-def check(expression: str, where: str) -> None:
-    """Every metric in it is known, with the labels it is asked by. Text in quotes, what is grouped by and times are no metrics."""
+def asked(expression: str) -> list[tuple[str, str]]:
+    """The metrics that an expression asks for, each with how its labels are asked for.
+
+    Text in quotes, what is grouped by and times are no metrics.
+    """
     text = re.sub(r"#.*", "", expression)
     text = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text)
     text = re.sub(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", text)
     text = re.sub(r"\[[^\]]*\]|\boffset\s+\w+", " ", text)
-    asked = [(name, labels) for name, labels in _NAME.findall(text) if name not in _WORDS]
-    assert asked or "vector(1)" in text, f"{where}: asks for nothing"
-    for name, labels in asked:
+    return [(name, labels) for name, labels in _NAME.findall(text) if name not in _WORDS]
+
+
+def check(expression: str, where: str) -> None:
+    """Every metric in it is known, with the labels it is asked by."""
+    found = asked(expression)
+    assert found or "vector(1)" in expression, f"{where}: asks for nothing"
+    for name, labels in found:
         assert name in known(), f"{where}: nobody shows {name}"
         its = known()[name]
         wrong = set() if its is None else set(re.findall(r"(\w+)\s*[=!]", labels)) - its
         assert not wrong, f"{where}: {name} has no label {wrong}"
+
+
+def always_shown(expressions: Iterable[str]) -> set[str]:
+    """Those of the metrics that these ask for which somebody shows all the time: a counter with labels begins with what it counts."""
+    counters = {name for name, metric in Metric.all.items() if metric.kind == "Counter" and metric.labels}
+    return {name for text in expressions for name, _ in asked(text)} - counters - PASSING
 
 
 @cache
