@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from backup_jobs import __main__ as jobs
 from backup_jobs import copies, repository, state
+from backup_jobs.settings import load_settings
 from play import PROJECT, program
 
 fleet = program("filter_plugins/fleet.py")
@@ -75,32 +77,43 @@ def test_a_job_that_only_ever_failed_is_late_too() -> None:
     assert 'remails_backup_last_success_timestamp_seconds{kind="independent"} 0.000' in lines
 
 
-def test_it_runs_as_a_program_by_the_standard_library_alone(tmp_path: Path) -> None:
-    """What was set up and never ran is told of, and a job that does not go well ends with a sentence."""
+def remails_backup(settings: Path, word: str) -> "subprocess.CompletedProcess[str]":
+    """Run the program by the standard library alone, with pgBackRest in the folder of its settings."""
+    command = [sys.executable, "-S", "-m", "backup_jobs", "--settings", settings, word]
+    environment = {"PYTHONPATH": str(PROJECT / "roles/backups/files"), "PATH": str(settings.parent)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_it_runs_as_a_program_and_tells_of_what_was_set_up_and_never_ran(tmp_path: Path) -> None:
+    """And a job that does not go well ends with a sentence."""
     settings = tmp_path / "settings.toml"
     settings.write_text(f'programs = "/nowhere"\nfolder = "{tmp_path}"\n', encoding="utf-8")
     for name in ("state", "metrics"):
         (tmp_path / name).mkdir()
-
-    def remails_backup(word: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-S", "-m", "backup_jobs", "--settings", settings, word]
-        environment = {"PYTHONPATH": str(PROJECT / "roles/backups/files"), "PATH": str(tmp_path)}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
     (tmp_path / "pgbackrest").write_text("#!/bin/sh\necho 'no way' >&2; exit 3\n", encoding="utf-8")
     (tmp_path / "pgbackrest").chmod(0o755)
-    assert json.loads(remails_backup("begin").stdout) == ["wal", "full", "drill"]
-    assert remails_backup("begin").stdout == ""
-    failed = remails_backup("full")
+    assert json.loads(remails_backup(settings, "begin").stdout) == ["wal", "full", "drill"]
+    assert remails_backup(settings, "begin").stdout == ""
+    failed = remails_backup(settings, "full")
     assert (failed.returncode, failed.stderr) == (1, "full failed: pgbackrest ended with 3: no way\n")
-    said = json.loads(remails_backup("status").stdout)
+    said = json.loads(remails_backup(settings, "status").stdout)
     assert said["wal"]["success"] > 0
     assert (said["full"]["says"], said["independent"]) == ("pgbackrest ended with 3: no way", {})
     assert 'last_failure_timestamp_seconds{kind="full"} 0' not in (tmp_path / "metrics/full.prom").read_text("utf-8")
     with settings.open("a", encoding="utf-8") as file:
         file.write('place = "/elsewhere"\n')
-    assert json.loads(remails_backup("begin").stdout) == ["independent"]
-    assert json.loads(remails_backup("status").stdout)["full"] == said["full"]
+    assert json.loads(remails_backup(settings, "begin").stdout) == ["independent"]
+    assert json.loads(remails_backup(settings, "status").stdout)["full"] == said["full"]
+
+
+def test_a_restore_does_not_begin_beside_a_job(tmp_path: Path) -> None:
+    """On a host that has the database and its backups they use the same folders."""
+    settings = tmp_path / "settings.toml"
+    settings.write_text(f'programs = "/nowhere"\nfolder = "{tmp_path}"\ndata = "{tmp_path}"\n', encoding="utf-8")
+    (tmp_path / "postmaster.pid").touch()
+    with jobs.alone(load_settings(settings)):
+        assert "a backup or a drill runs on this host" in remails_backup(settings, "restore").stderr
+    assert f"a server runs on {tmp_path}" in remails_backup(settings, "restore").stderr
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,13 @@ KINDS = ("wal", "full", "independent", "drill")
 
 
 @contextlib.contextmanager
-def alone(settings: Settings) -> Iterator[None]:
-    """One heavy job at a time: they share the scratch folder and the disk."""
+def alone(settings: Settings, *, patient: bool = True) -> Iterator[None]:
+    """One heavy job at a time: they share the scratch folder and the disk. Raises Failed if one runs and we do not wait for it."""
     with settings.path("lock").open("w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise Failed("a backup or a drill runs on this host; end it: systemctl stop 'remails-backup@*'") from None
         yield
 
 
@@ -61,7 +64,8 @@ def main(words: list[str]) -> int:
         elif given.word == "find":
             said = find(settings, given.to)
         elif given.word == "restore":
-            said = restore(settings, given.source, given.to, given.timeline)
+            with alone(settings, patient=False):  # they clean up what it needs
+                said = restore(settings, given.source, given.to, given.timeline)
         elif given.word == "wal":
             said = job(settings, "wal", check_archive)
         else:
