@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from ansible.errors import AnsibleError
@@ -310,8 +311,10 @@ def monitoring(groups: Groups, hosts: Hosts) -> Iterator[str]:
         host = hosts[name]
         smarthost = str(host.get("monitoring_mail_smarthost") or "")
         server, _, port = smarthost.rpartition(":")
-        ours = {str(host.get("remails_hostname")), *hosts, *(str(one.get("ansible_host")) for one in hosts.values())}
-        ours |= {str(one.get("remails_address")) for one in hosts.values()}
+        ours = {*hosts, urlsplit(str(_said(host, "api").get("url") or "")).hostname}
+        for one in hosts.values():
+            ours |= {str(one.get(key)).lower() for key in ("remails_hostname", "ansible_host", "remails_address")}
+            ours |= {str(address).partition("/")[0] for address in one.get("edge_addresses") or ()}
         if not host.get("monitoring_mail_enabled", True):
             if not host.get("monitoring_webhook"):
                 yield "monitoring_mail_enabled is false and there is no monitoring_webhook; nobody would hear of alerts, so set one."
@@ -320,7 +323,7 @@ def monitoring(groups: Groups, hosts: Hosts) -> Iterator[str]:
                 f"monitoring_mail_smarthost is {smarthost!r}; set it to host:port of a mail server of somebody else, "
                 "or monitoring_mail_enabled to false."
             )
-        elif server.strip("[]") in ours:
+        elif server.strip("[].").lower() in ours:
             yield f"monitoring_mail_smarthost is {smarthost}, which is this relay; alerts must not depend on it, so name another server."
         elif port == "25" and name not in groups.get("outbound", ()):
             yield f"monitoring_mail_smarthost is {smarthost}, and only hosts that send may speak to port 25; name its port 587 or 465."

@@ -138,6 +138,20 @@ MISTAKES: dict[str, Mistake] = {
         "monitoring_mail_smarthost is relay.example.com:587, which is this relay; alerts must not depend on it, "
         "so name another server.",
     ),
+    "alerts through the relay itself in other letters": (
+        lambda i: i.watch(monitoring_mail_smarthost="Relay.example.com.:587", monitoring_mail_to=["a@b.example"]),
+        "monitoring_mail_smarthost is Relay.example.com.:587, which is this relay; alerts must not depend on it, "
+        "so name another server.",
+    ),
+    "alerts through the address of the edges": (
+        lambda i: i.watch(
+            monitoring_mail_smarthost="192.0.2.61:587",
+            monitoring_mail_to=["a@b.example"],
+            edge_addresses=["192.0.2.61/24"],
+        ),
+        "monitoring_mail_smarthost is 192.0.2.61:587, which is this relay; alerts must not depend on it, "
+        "so name another server.",
+    ),
     "alerts by the port for mail between servers": (
         lambda i: i.watch(monitoring_mail_smarthost="mail.example.net:25", monitoring_mail_to=["a@b.example"]),
         "monitoring_mail_smarthost is mail.example.net:25, and only hosts that send may speak to port 25; "
