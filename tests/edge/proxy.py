@@ -23,7 +23,7 @@ from seed import Tenant
 from remails.config import Settings
 from remails.db import Database
 
-PER_CLIENT = 100
+CONNECTIONS, PER_CLIENT = 1000, 100
 EDGE, HOSTS = "127.0.0.41", {"app1": "127.0.0.11", "app2": "127.0.0.12"}
 
 PLAYBOOK = f"""
@@ -106,16 +106,13 @@ class Edge:
             "__edge_run": str(folder),
             "__edge_listen": [EDGE],
         }
-        render(
-            ansible,
-            folder,
-            more,
-            edge_certificate=certificate,
-            edge_connections=1000,
-            edge_connections_per_client=PER_CLIENT,
-            api_listen=f"0.0.0.0:{ports.api}",
-            **variables,
-        )
+        said = {
+            "edge_certificate": certificate,
+            "edge_connections": CONNECTIONS,
+            "edge_connections_per_client": PER_CLIENT,
+            "api_listen": f"0.0.0.0:{ports.api}",
+        }
+        render(ansible, folder, more, **said | variables)
         self.file = folder / "edge1.haproxy.cfg"
         # Who runs the tests may be nobody special, and there is no journal to write to.
         text = self.file.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from api.caller import basic
-from edge.proxy import EDGE, HOSTS, PER_CLIENT, Answer, Edge, Front, Ports, module
+from edge.proxy import CONNECTIONS, EDGE, HOSTS, PER_CLIENT, Answer, Edge, Front, Ports, module
 from inbound.running import Certificate, make_certificate
 from installation import eventually
 from playbooks.play import Ansible, program
@@ -438,10 +438,30 @@ def all_taken(front: Front) -> bool:
     return f"conn_cur={PER_CLIENT}\n" in front.edge.haproxy.say("show table submission")
 
 
+def test_a_door_that_is_full_leaves_the_others_open(front: Front) -> None:
+    """HTTP has an eighth of the connections; several clients have taken all of them, and more wait."""
+    with contextlib.ExitStack() as held:
+        for number in range(CONNECTIONS // 8 + 10):
+            source = f"127.0.0.{90 + number % 2}"
+            held.enter_context(socket.create_connection((EDGE, front.edge.ports.http), 10, (source, 0)))
+        eventually(lambda: taken(front), lambda count: count == CONNECTIONS // 8)
+        assert ready(front) == 200
+        assert front.ask("GET", "/api/config").status == 200
+        with front.smtp() as client:
+            assert client.reply().startswith("220 ")
+
+
+def taken(front: Front) -> int:
+    """How many connections there are by HTTP."""
+    found = scrape_url(f"http://{EDGE}:{front.edge.ports.metrics}/metrics")
+    return int(found["haproxy_frontend_current_sessions proxy=plain"])
+
+
 def test_behind_a_load_balancer_each_of_its_clients_is_counted_and_it_is_not(
     ansible: Ansible, certificate: tuple[str, str, str], tmp_path: Path
 ) -> None:
-    edge = Edge(ansible, tmp_path, Ports.free(), certificate[2], edge_proxy_trusted=["127.0.0.99/32"])
+    said: dict[str, object] = {"edge_proxy_trusted": ["127.0.0.99/32"], "edge_connections_per_client": 20}
+    edge = Edge(ansible, tmp_path, Ports.free(), certificate[2], **said)
     with contextlib.ExitStack() as held:
         held.callback(edge.stop)
 
@@ -457,11 +477,9 @@ def test_behind_a_load_balancer_each_of_its_clients_is_counted_and_it_is_not(
             return b""
 
         for client in ("192.0.2.1", "192.0.2.2"):
-            for _ in range(PER_CLIENT):
+            for _ in range(20):
                 connect(client)
-        eventually(
-            lambda: edge.haproxy.say("show table submission").count(f"conn_cur={PER_CLIENT}\n"), lambda both: both == 2
-        )
+        eventually(lambda: edge.haproxy.say("show table submission").count("conn_cur=20\n"), lambda both: both == 2)
         assert [asked(f"192.0.2.{number}") for number in (1, 2, 3)] == [b"", b"", b"HTTP/1.1 308"]
 
 
