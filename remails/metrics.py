@@ -159,6 +159,10 @@ QUEUE_OLDEST = _gauge("queue_oldest_seconds", "Age of the oldest message with a 
 ADDRESSES = _gauge("addresses", "Outbound addresses that are enabled, by state; `none` is held by no host.", "state")
 HOSTS_DEAD = _gauge("hosts_dead", "Sending hosts that are expected to live and have not been heard of.")
 ADDRESS_MOVES = _gauge("address_moves", "How often the address that moved most changed hosts within the last hour.")
+STORAGE_SHORT = _gauge(
+    "storage_short", "1 while mail is refused since the disk of the database is nearly full, else 0."
+)
+STORAGE_SEEN = _gauge("storage_seen_seconds", "How long ago the host of the database said how full its disk is.")
 BALANCE_CHECKED = _counter("balance_checked", "Messages whose deliveries were counted.")
 BALANCE_MISSING = _gauge(
     "balance_missing", "Messages with other deliveries than they were accepted with, or no content."
@@ -175,6 +179,7 @@ CERTIFICATE_RENEWAL_FAILED = _gauge(
 
 FLEET = (
     *(QUEUE_DELIVERIES, QUEUE_OVERDUE, QUEUE_OLDEST, ADDRESSES, HOSTS_DEAD, ADDRESS_MOVES),
+    *(STORAGE_SHORT, STORAGE_SEEN),
     *(BALANCE_MISSING, BALANCE_UNFINISHED, BALANCE_BEHIND),
     *(CERTIFICATE_NOT_AFTER, CERTIFICATE_RENEWAL_FAILED),
 )

@@ -59,6 +59,14 @@ def test_what_waits_is_shown_by_who_leads_and_by_nobody_else(db: Database, tenan
     assert value(metrics.QUEUE_OLDEST) == pytest.approx(2, abs=3)
     assert (value(metrics.ADDRESSES, state="ready"), value(metrics.ADDRESSES, state="none")) == (1, 1)
     assert value(metrics.HOSTS_DEAD) == 0
+    assert (value(metrics.STORAGE_SHORT), str(value(metrics.STORAGE_SEEN))) == (0, "nan")
+    db.run(lambda conn: conn.execute("SELECT storage_seen(999, 1000)"))
+    asyncio.run(watch.run(db, 30.0))
+    assert (value(metrics.STORAGE_SHORT), value(metrics.STORAGE_SEEN)) == (1, pytest.approx(2, abs=3))
+    # Mail is not refused for what nobody looks at.
+    db.run(lambda conn: conn.execute("UPDATE storage SET seen_at = now() - interval '5 minutes'"))
+    asyncio.run(watch.run(db, 30.0))
+    assert (value(metrics.STORAGE_SHORT), value(metrics.STORAGE_SEEN)) == (0, pytest.approx(300, abs=5))
     watch.forget()
     assert REGISTRY.get_sample_value("remails_queue_deliveries", {"status": "accepted"}) is None
     assert str(value(metrics.QUEUE_OVERDUE)) == "nan"

@@ -18,6 +18,8 @@ async def run(db: Database, host_timeout: float) -> None:
     metrics.QUEUE_OLDEST.set(now.oldest)
     metrics.HOSTS_DEAD.set(len(dead))
     metrics.ADDRESS_MOVES.set(now.moves)
+    metrics.STORAGE_SHORT.set(now.is_short)
+    metrics.STORAGE_SEEN.set(float("nan") if now.storage_seen is None else now.storage_seen)
     metrics.BALANCE_UNFINISHED.set(await db.call(balance.unfinished))
 
 

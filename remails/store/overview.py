@@ -16,6 +16,8 @@ class Overview:
         oldest: seconds since the oldest message that is to be sent came in.
         addresses: that are enabled, by state; `none` is held by no host.
         moves: how often the address that moved most was taken by a host within the last hour, of its last 100 events.
+        is_short: whether mail is refused since the disk of the database is nearly full.
+        storage_seen: seconds since its host said how full it is; nothing where none ever did.
     """
 
     deliveries: Mapping[str, int]
@@ -23,6 +25,8 @@ class Overview:
     oldest: float
     addresses: Mapping[str, int]
     moves: int
+    is_short: bool
+    storage_seen: float | None
 
 
 def read(conn: db.Connection) -> Overview:
@@ -46,10 +50,16 @@ def read(conn: db.Connection) -> Overview:
                    SELECT kind, at FROM address_events e WHERE e.ip = a.ip ORDER BY e.id DESC LIMIT 100) last
                WHERE kind = 'claimed' AND at > now() - interval '1 hour') taken"""
     ).fetchall()
+    short, seen = conn.execute(
+        """SELECT coalesce(bool_or(is_short AND seen_at > now() - interval '2 minutes'), false),
+               extract(epoch FROM now() - max(seen_at))::float8 FROM storage"""
+    ).fetchall()[0]
     return Overview(
         {"accepted": 0, "reattempt": 0, **{status: number for status, number, _, _ in waiting}, "held": held},
         max((overdue for _, _, overdue, _ in waiting), default=0.0),
         max((max(age, 0.0) for _, _, _, age in waiting), default=0.0),
         {"ready": 0, "none": 0, **dict(states)},
         moves,
+        short,
+        seen,
     )
