@@ -126,6 +126,12 @@ def restore_trouble(info: str, to: str) -> str:
     return ""
 
 
+def former_jobs(paths: Iterable[str], kinds: Iterable[str]) -> list[str]:
+    """Of timers and metrics of backup jobs, those of kinds that are wanted no longer."""
+    wanted = {name for kind in kinds for name in (f"remails-backup-{kind}.timer", f"backup-{kind}.prom")}
+    return [path for path in paths if path.rpartition("/")[2] not in wanted]
+
+
 def scram_verifier(password: str) -> str:
     """What PostgreSQL stores for a password (RFC 5803); the same each time, since its salt is made of the password too."""
     salt = hmac.digest(password.encode(), b"remails postgresql", "sha256")[:16]
@@ -182,6 +188,7 @@ class FilterModule:
             "certificates_key": certificates_key,
             "endpoint": endpoint,
             "etcd_members": etcd_members,
+            "former_jobs": former_jobs,
             "former_units": former_units,
             "in_url": in_url,
             "interface_of": interface_of,

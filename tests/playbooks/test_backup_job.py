@@ -84,6 +84,15 @@ def remails_backup(settings: Path, word: str) -> "subprocess.CompletedProcess[st
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_jobs_that_are_wanted_no_longer_end_with_their_metrics() -> None:
+    """All of them, or the copies that have no place any more."""
+    timers = [f"/etc/systemd/system/remails-backup-{kind}.timer" for kind in ("wal", "independent")]
+    there = [*timers, "/var/lib/prometheus/node-exporter/backup-independent.prom"]
+    assert fleet.former_jobs(there, ["wal", "full", "drill"]) == there[1:]
+    assert fleet.former_jobs(there, ["wal", "full", "drill", "independent"]) == []
+    assert fleet.former_jobs(there, []) == there
+
+
 def test_it_runs_as_a_program_and_tells_of_what_was_set_up_and_never_ran(tmp_path: Path) -> None:
     """And a job that does not go well ends with a sentence."""
     settings = tmp_path / "settings.toml"
