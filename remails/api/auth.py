@@ -39,6 +39,9 @@ from remails.store.users import Role, User
 LIFETIME = timedelta(days=7)
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # RFC 9110 §9.2.1
 
+PUBLIC_LIMIT = 10_000
+"""Bytes of a request to a route for everybody. The edge hands on at once what fits into its buffer, so no stranger holds a thread by sending slowly."""
+
 ACCOUNT_FAILURES, ACCOUNT_WINDOW = 5, timedelta(minutes=1)
 
 View = TypeVar("View", bound=Callable[..., object])
@@ -130,6 +133,7 @@ def authorise() -> None:
     if rule is None:
         raise RuntimeError(f"the route {request.url_rule} states no rule")
     if rule.public:
+        request.max_content_length = PUBLIC_LIMIT
         _refuse_other_sites()
         return
     organization_id: UUID | None = (request.view_args or {}).get("organization_id")

@@ -25,7 +25,9 @@ CONFIGURATION
 """
 
 import contextlib
+import functools
 import os
+import selectors
 import socket
 import sys
 import threading
@@ -57,6 +59,11 @@ READ_TIMEOUT = 30.0
 """Seconds a client has to send a whole request."""
 BUSY_READ_TIMEOUT = 2.0
 """The same while every thread of a worker has a request, so that a few slow clients cannot keep all others out."""
+
+DRAIN_TIMEOUT = 0.1
+"""Seconds that the rest of a body may take that nobody wants, on a connection that could be kept."""
+LINGER = 2.0
+"""Seconds that a client has to close a connection whose answer was the last (RFC 9112 §9.6)."""
 
 log = Log("remails.api")
 
@@ -182,7 +189,7 @@ def _close(_arbiter: object, worker: Any) -> None:
 
 
 class _Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
-    """gunicorn's threads, and a limit to how long a client may hold one by sending slowly.
+    """gunicorn's threads, and a limit to how long a client may hold one, or the loop that feeds them, by sending slowly.
 
     `handle` runs in a thread and reads a request as fast or slowly as it comes; the main loop calls `murder_pending` every
     second. A socket that is shut for reading ends the wait for more, and still takes an answer.
@@ -191,6 +198,7 @@ class _Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]  # g
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reading: dict[Any, float] = {}
+        self._lingering: dict[Any, float] = {}
 
     def handle(self, conn: Any) -> Any:
         """Serve one request of a connection."""
@@ -200,14 +208,51 @@ class _Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]  # g
         finally:
             self._reading.pop(conn, None)
 
+    def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
+        """Whether the connection can have another request; gunicorn would wait five seconds for a body that nobody wants."""
+        return keepalive and bool(conn.parser.finish_body(deadline=time.monotonic() + DRAIN_TIMEOUT))
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """Called in the main loop, where gunicorn would wait for the client's end of a connection, and everybody with it."""
+        if not fs.cancelled() and fs.exception() is None and fs.result():
+            super().finish_request(conn, fs)
+            return
+        self._lingering[conn] = time.monotonic() + LINGER
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+            conn.sock.setblocking(False)
+            self.poller.register(conn.sock, selectors.EVENT_READ, functools.partial(self._drain, conn))
+        except (OSError, ValueError):  # the client has closed it
+            self._close(conn)
+
+    def _drain(self, conn: Any, sock: socket.socket) -> None:
+        """Called in the main loop when a client sends more than anybody wants: unread, it would cost the client our answer."""
+        try:
+            if sock.recv(65536):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._close(conn)
+
+    def _close(self, conn: Any) -> None:
+        del self._lingering[conn]
+        with contextlib.suppress(KeyError, OSError, ValueError):
+            self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
+
     def murder_pending(self) -> None:
         """Give up on clients that are late."""
         super().murder_pending()
+        now = time.monotonic()
+        for conn in [conn for conn, end in self._lingering.items() if end < now]:
+            self._close(conn)
         reading = list(self._reading.items())
         patience = READ_TIMEOUT if len(reading) < self.cfg.threads else min(READ_TIMEOUT, BUSY_READ_TIMEOUT)
-        started_before = time.monotonic() - patience
         for conn, started in reading:
-            if started < started_before:
+            if started < now - patience:
                 with contextlib.suppress(OSError):
                     conn.sock.shutdown(socket.SHUT_RD)
 

@@ -358,6 +358,22 @@ def test_many_slow_clients_are_given_up_sooner(start: Callable[..., Running]) ->
         assert time.monotonic() - started < 28  # one turn of the usual patience would be 30 s
 
 
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+def test_who_sends_on_after_the_answer_keeps_nobody_waiting(start: Callable[..., Running], connection: str) -> None:
+    """The rest of a body that was refused at once: more clients than there are threads, and none of them closes."""
+    service = start()
+    service.wait()
+    head = f"POST /api/organizations HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\nContent-Length: 100000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        started = time.monotonic()
+        for _ in range(20):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), 30))
+            client.sendall(head.encode() + b"{")
+            assert client.recv(12) == b"HTTP/1.1 401"
+        assert service.request("GET", "/api/config")[0] == 200
+        assert time.monotonic() - started < 10  # two seconds for each would be 40
+
+
 def test_a_mail_is_stored_and_its_note_is_heard(
     start: Callable[..., Running], credentials: Path, database: DatabaseSettings, tenant: Tenant
 ) -> None:

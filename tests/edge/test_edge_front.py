@@ -408,6 +408,32 @@ def test_slow_clients_take_nothing_of_the_api(front: Front) -> None:
         assert eventually(lambda: _at_work(front), lambda count: count == {"0"}, timeout=5) == {"0"}
 
 
+@pytest.mark.parametrize(
+    ("path", "length", "plain"),
+    [
+        ("/api/organizations", 7_000_000, False),
+        ("/login", 7_000_000, False),
+        ("/login", 90_000, False),
+        ("/.well-known/acme-challenge/x", 7_000_000, True),
+    ],
+)
+def test_who_fills_the_buffer_and_then_sends_slowly_takes_nothing_of_the_api(
+    front: Front, path: str, length: int, plain: bool
+) -> None:
+    """More than it has threads, with more than the edge keeps: they have their refusal, or are given up."""
+    head = f"POST {path} HTTP/1.1\r\nHost: relay.example\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+    with contextlib.ExitStack() as connections:
+        for _ in range(40):
+            connection = http.client.HTTPConnection(EDGE, front.edge.ports.http) if plain else front.https("127.0.0.60")
+            connections.enter_context(contextlib.closing(connection)).connect()
+            with contextlib.suppress(OSError):  # some have had their refusal, and its end, before all was sent
+                connection.sock.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + bytes(70_000))
+        started = time.monotonic()
+        assert answers(front, 5) == [200] * 5
+        assert time.monotonic() - started < 4
+        assert set(front.edge.status("rest").values()) == {"UP"}
+
+
 def _at_work(front: Front) -> set[str]:
     """How many requests each process of the API has at hand."""
     return {row["scur"] for row in (*front.edge.rows("rest").values(), *front.edge.rows("pages").values())}
