@@ -16,7 +16,10 @@ from world import World
 
 STRICT = os.environ.get("CI") == "true" or os.environ.get("REMAILS_TEST_STRICT") == "1"
 WANTED = os.environ.get("REMAILS_FLEET") == "1"
-TOOLS = ("systemd-nspawn", "mmdebstrap", "apt-ftparchive", "nft", "ip", "ssh", "nsenter", "setpriv")
+TOOLS = (
+    *("systemd-nspawn", "mmdebstrap", "apt-ftparchive", "nft", "ip", "ssh", "nsenter", "setpriv"),
+    *("qemu-system-x86_64", "mke2fs"),
+)
 
 # The hosts of a database cluster have the same PostgreSQL, and those who keep its backups the same pgBackRest.
 RELEASES = {

@@ -129,16 +129,18 @@ class Host:
             "--system-call-filter=bpf",  # or else IPAddressDeny= is without effect
             *(f"--machine={self.name}", f"--directory={self.directory}/root"),
         ]
-        layers = f"lowerdir={self._image()},upperdir={self.directory}/upper,workdir={self.directory}/work"
         # In mount namespaces of its own, so that nothing stays mounted behind it: its files; a pure cgroup v2 tree, as any
         # Debian has; and a tmpfs, since nspawn refuses to tidy up below a /run that is none and then cannot reboot.
         script = f"""
             mkdir -p /run/systemd && mount -t tmpfs tmpfs /run/systemd &&
             mount -t cgroup2 cgroup2 /sys/fs/cgroup &&
-            mount -t overlay overlay -o {shlex.quote(layers)} {self.directory}/root &&
+            mount -t overlay overlay -o {shlex.quote(self._layers())} {self.directory}/root &&
             SYSTEMD_NSPAWN_API_VFS_WRITABLE=network exec {shlex.join(nspawn)}
         """
         return f"unshare --mount sh -c {shlex.quote(script)}"
+
+    def _layers(self) -> str:
+        return f"lowerdir={self._image()},upperdir={self.directory}/upper,workdir={self.directory}/work"
 
     def _image(self) -> Path:
         return image.root(self.release, PACKAGES_URL)

@@ -115,16 +115,16 @@ def _bootstrap(release: str, root: Path, public_key: str, mirror_url: str) -> No
         (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
 
 
-def repository(release: str, root: Path) -> Path:
-    """A flat apt repository of ON_TOP and what it needs beside what `root` has; made if absent."""
-    path = CACHE / f"packages-{_digest(root.name, ON_TOP, inspect.getsource(_download))}"
+def repository(release: str, root: Path, packages: Sequence[str] = ON_TOP) -> Path:
+    """A flat apt repository of these packages and what they need beside what `root` has; made if absent."""
+    path = CACHE / f"packages-{_digest(root.name, packages, inspect.getsource(_download))}"
     if not path.exists():
         with _new(path) as new:
-            _download(release, root, new)
+            _download(release, root, packages, new)
     return path
 
 
-def _download(release: str, root: Path, repository: Path) -> None:
+def _download(release: str, root: Path, packages: Sequence[str], repository: Path) -> None:
     """Let this machine's apt work out and fetch what is missing in `root`."""
     with tempfile.TemporaryDirectory() as scratch:
         state, sources = Path(scratch), Path(scratch, "sources.list")
@@ -147,7 +147,7 @@ def _download(release: str, root: Path, repository: Path) -> None:
         }
         apt = ["apt-get", "--quiet", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
         run(*apt, "update")
-        run(*apt, "install", "--yes", "--download-only", *ON_TOP)
+        run(*apt, "install", "--yes", "--download-only", *packages)
     shutil.rmtree(repository / "partial")
     (repository / "lock").unlink(missing_ok=True)
     (repository / "Packages").write_text(run("apt-ftparchive", "packages", ".", cwd=repository), encoding="utf-8")
