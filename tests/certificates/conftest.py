@@ -1,12 +1,14 @@
 """An ACME server, the DNS it asks, an api that answers its challenges, and settings that lead there."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from certificates import pebble
+from flask import Flask
 from werkzeug.serving import make_server
 
 from remails.api.app import create_app
@@ -62,10 +64,19 @@ def settings(acme: pebble.Pebble, database: DatabaseSettings, credentials: Path)
 def api(acme: pebble.Pebble, settings: Settings, db: Database, vault: Vault, pepper: Pepper) -> Iterator[str]:
     """Where an api host answers; the ACME server looks there too."""
     app = create_app(settings, db, Publisher(settings.bus, ""), vault, pepper)
-    server = make_server("127.0.0.1", acme.web_port, app, threaded=True)
+    with answering(app, acme.web_port):
+        yield f"http://127.0.0.1:{acme.web_port}"
+
+
+@contextlib.contextmanager
+def answering(app: Flask, port: int) -> Iterator[None]:
+    """Something that answers on this port of 127.0.0.1."""
+    server = make_server("127.0.0.1", port, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{acme.web_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import msgspec
 import pytest
 from authority import issue
 from certificates import pebble
+from certificates.conftest import answering
 from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from inbound.process import Process, toml
@@ -29,6 +31,8 @@ from playbooks.play import program
 from scraping import free_port
 
 from remails import certificate
+from remails.api.app import create_app
+from remails.bus.client import Publisher
 from remails.config import Inbound, Periodic, Settings
 from remails.db import Database
 from remails.store import certificates as store
@@ -124,9 +128,10 @@ class Fetcher:
         self.key.write_bytes(key + b"\n")
         self.metrics.mkdir()
 
-    def run(self) -> tuple[int, str]:
+    def run(self, wait: float = 0) -> tuple[int, str]:
         """Once: exit status, and what it complains about."""
         options = {
+            "wait": wait,
             "directory": self.directory / "tls",
             "key": self.key,
             "metrics": self.metrics,
@@ -252,6 +257,26 @@ def test_what_a_host_is_told_and_tells(
     status, said = fetcher.run()
     assert status == 1 and "refused" in said and path.read_bytes() == made.pem.encode()
     assert fetcher.told()["remails_certificate_renewal_failed"] == 1
+
+
+def test_a_host_that_starts_before_the_relay_waits_for_it(
+    settings: Settings, db: Database, vault: Vault, pepper: Pepper, fetcher: Fetcher
+) -> None:
+    made = issued()
+    db.run(store.save, vault, "relay", made, "import")
+    port = free_port(0)
+    fetcher.urls = (f"http://127.0.0.1:{port}",)
+    with ThreadPoolExecutor() as threads:
+        with socket.create_server(("127.0.0.1", port)) as early:
+            running = threads.submit(fetcher.run, 60)
+            early.accept()[0].close()
+        with answering(create_app(settings, db, Publisher(settings.bus, ""), vault, pepper), port):
+            assert running.result() == (0, "")
+            assert (fetcher.directory / "tls/relay.pem").read_bytes() == made.pem.encode()
+            # Who answers that the key is wrong will not take it in a minute either.
+            fetcher.key.write_bytes(Fernet.generate_key())
+            began = time.monotonic()
+            assert fetcher.run(60)[0] == 1 and time.monotonic() - began < 30
 
 
 def test_a_stranger_learns_nothing_of_certificates(

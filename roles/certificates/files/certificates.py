@@ -14,6 +14,7 @@ import ssl
 import stat
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from datetime import UTC
@@ -23,6 +24,7 @@ from cryptography import x509
 from cryptography.fernet import Fernet, InvalidToken
 
 TIMEOUT = 10  # seconds
+PAUSE = 3  # seconds until those that did not answer are asked again
 LARGEST = 4_000_000  # bytes of an answer
 LIFETIME = 300  # seconds for which an answer is taken
 REFERENCE = "relay.pem"
@@ -39,17 +41,24 @@ class Failure(Exception):
     """The certificates could not be fetched."""
 
 
+class Silence(Failure):
+    """No api host could answer."""
+
+
 def main() -> int:
     """Do it once."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="where the files are")
     parser.add_argument("--key", type=Path, help="file with the key of the exchange")
     parser.add_argument("--metrics", type=Path, help="folder for the metrics, if it is there")
+    parser.add_argument(
+        "--wait", type=float, default=0, help="seconds for which those that do not answer are asked again"
+    )
     parser.add_argument("url", nargs="*", help="api hosts, such as http://10.0.0.11:8000; none: only write the metrics")
     told = parser.parse_args()
     failed, trouble = set(), ""
     try:
-        for one in fetch(told.url, told.key.read_bytes()) if told.url else ():
+        for one in patiently(told.url, told.key.read_bytes(), told.wait) if told.url else ():
             if replace(told.directory, one["name"], one["pem"].encode("ascii")):
                 sys.stdout.write(f"{one['name']}: a new certificate\n")
             if one["failed"]:
@@ -67,11 +76,23 @@ def main() -> int:
     return 1 if trouble else 0
 
 
+def patiently(urls: list, key: bytes, patience: float) -> list:
+    """The same as `fetch`; where nobody can answer, it asks again for so many seconds: a whole relay may just be starting."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return fetch(urls, key)
+        except Silence:
+            if time.monotonic() + PAUSE > end:
+                raise
+        time.sleep(PAUSE)
+
+
 def fetch(urls: list, key: bytes) -> list:
-    """What the first of the api hosts says that answers; each is asked first now and then. Raises Failure."""
+    """What the first of the api hosts says that answers; each is asked first now and then. Raises Failure, Silence."""
     sealer = Fernet(key.strip())
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    troubles = []
+    troubles, kind = [], Silence
     for url in random.sample(urls, len(urls)):
         asked = urllib.request.Request(  # noqa: S310  # a URL of the inventory
             f"{url}/internal/certificates",
@@ -83,12 +104,13 @@ def fetch(urls: list, key: bytes) -> list:
         except urllib.error.HTTPError as error:
             with error:
                 why = "it does not know our key" if error.code == 404 else f"status {error.code}"
+            kind = Failure if error.code == 404 else kind
         except (OSError, ValueError) as error:
             why = str(error)
         except InvalidToken:
-            why = "its answer is not sealed by our key, or old"
+            why, kind = "its answer is not sealed by our key, or old", Failure
         troubles.append(f"{url}: {why}")
-    raise Failure("; ".join(troubles))
+    raise kind("; ".join(troubles))
 
 
 def replace(directory: Path, name: str, pem: bytes) -> bool:
