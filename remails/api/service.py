@@ -222,7 +222,7 @@ class _Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]  # g
             conn.sock.shutdown(socket.SHUT_WR)
             conn.sock.setblocking(False)
             self.poller.register(conn.sock, selectors.EVENT_READ, functools.partial(self._drain, conn))
-        except (OSError, ValueError):  # the client has closed it
+        except (KeyError, OSError, ValueError):  # it is closed already
             self._close(conn)
 
     def _drain(self, conn: Any, sock: socket.socket) -> None:
