@@ -36,8 +36,8 @@ EXPORTERS = {
 }
 BACKUPS = tuple(f"remails_backup_last_{what}_timestamp_seconds" for what in ("success", "failure"))
 CERTIFICATES = ("remails_certificate_not_after_timestamp_seconds", "remails_certificate_renewal_failed")
-PASSING = {"remails_host_planned_until_timestamp_seconds"}
-"""Shown since a host was emptied for the first time."""
+PASSING = {"remails_host_planned_until_timestamp_seconds", "node_timex_sync_status"}
+"""Shown since a host was emptied for the first time, and where a host may ask for its clock, as a container may not."""
 HOST = re.compile(r"# TYPE (remails_host_\w+) gauge")
 
 _NAME = re.compile(r"(?<![\w.])([a-zA-Z_:][\w:]*)(?![\w:])(?!\s*\()\s*(\{[^}]*\})?")
