@@ -150,6 +150,23 @@ def test_alerts_ask_for_metrics_and_labels_that_somebody_shows() -> None:
         metricnames.check(alert["expr"], f"alert {name}")
 
 
+def test_an_alert_tells_of_every_unit_that_a_role_runs() -> None:
+    """What the node exporter is not told to watch could fail and nobody would hear of it."""
+    tasks = yaml.safe_load((PROJECT / "roles/exporters/tasks/node.yml").read_text(encoding="utf-8"))
+    (watched,) = (
+        task["vars"]["__exporters_watched"] for task in tasks if "__exporters_watched" in task.get("vars", {})
+    )
+    run = {
+        name
+        for path in PROJECT.glob("roles/*/*/*.yml")
+        for name in re.findall(
+            r"^ +name: ([\w@.-]+)\.(?:service|timer)$", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    }
+    assert {"patroni", "pgbackrest", "postgresql-storage"} <= run
+    assert {name for name in run if not re.fullmatch("|".join(watched), name)} == {"systemd-journald"}
+
+
 COMMAND = re.compile(r"`remails ([a-z-]+)(?: ([a-z-]+))?|playbooks/([a-z_]+\.yml)|\]\(([^)#]+)[)#]")
 
 
