@@ -1,6 +1,7 @@
 """What became of the jobs: `state/KIND.json` for people, `metrics/KIND.prom` for the node exporter."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -46,7 +47,10 @@ def metrics(kind: str, known: Mapping[str, Any]) -> str:
 
 def _replace(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or an empty file could be left by a power cut, which no job could read
     new.chmod(0o644)
     new.replace(path)
 
