@@ -26,7 +26,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.errors import MessageError
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dns.exception
 import dns.resolver
@@ -41,6 +41,8 @@ from remails.dev.archive import Archive, Record, Signature, Tls
 from remails.dev.page import Page
 from remails.dev.smtp import Action, Connection, Reply, Script
 from remails.mail import dkim
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ class Mailbox:
         self._verifiers = ThreadPoolExecutor(4, "dkim-verify")
         self._servers: list[asyncio.Server] = []
         self._connections: set[Connection] = set()
-        self._settling: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[Any]] = set()
         self._added = asyncio.Condition()
 
     async def start(self) -> None:
@@ -135,7 +137,8 @@ class Mailbox:
             server.close()
         tasks = [connection.abort() for connection in self._connections]
         await asyncio.gather(*(task for task in tasks if task), return_exceptions=True)
-        await asyncio.gather(*self._settling)
+        while self._settling:
+            await asyncio.gather(*self._settling, return_exceptions=True)
         if self.page:
             await self.page.close()
         self._verifiers.shutdown(wait=False)
@@ -197,14 +200,23 @@ class Mailbox:
         return self._slow_reply if any(_magic(address) == "slow" for address in recipients) else 0
 
     async def keep(self, connection: Connection, envelope: Envelope, reply: Reply) -> str:
-        """Write the mail, and see to its record (`smtp.Inbox`). Raises OSError."""
+        """Write the mail, and see to its record (`smtp.Inbox`), even if its sender goes meanwhile. Raises OSError."""
+        return await asyncio.shield(self._see_to(self._keep(connection, envelope, reply)))
+
+    def _see_to(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return task
+
+    async def _keep(self, connection: Connection, envelope: Envelope, reply: Reply) -> str:
         raw = envelope.original_content or b""
+        record = _record(raw, connection, envelope)  # the connection may be gone afterwards
         mail_id = await asyncio.to_thread(self._archive.keep, raw)
         accepted = f"250 2.0.0 Ok: kept as {mail_id}"
         said = accepted if reply is None else "" if isinstance(reply, Action) else reply
-        task = asyncio.create_task(self._settle(_record(mail_id, raw, connection, envelope, said)))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        reply_text = said if isinstance(said, str) else said.decode("utf-8", "replace")
+        self._see_to(self._settle(msgspec.structs.replace(record, id=mail_id, reply=reply_text)))
         return accepted
 
     async def _settle(self, record: Record) -> None:
@@ -250,13 +262,14 @@ def _resolver(host: str, port: int) -> dns.resolver.Resolver:
     return resolver
 
 
-def _record(mail_id: str, raw: bytes, connection: Connection, envelope: Envelope, reply: str | bytes) -> Record:
+def _record(raw: bytes, connection: Connection, envelope: Envelope) -> Record:
+    """What is known of a mail before it has an id and a reply."""
     tls = connection.info("ssl_object")
     head = raw[:HEADER_SIZE].decode("utf-8", "replace")
     fields = email.parser.HeaderParser(policy=email.policy.compat32).parsestr(head)
     assert connection.session is not None
     return Record(
-        id=mail_id,
+        id="",
         received_at=datetime.datetime.now(datetime.UTC),
         peer_ip=connection.peer()[0],
         peer_port=connection.peer()[1],
@@ -266,7 +279,7 @@ def _record(mail_id: str, raw: bytes, connection: Connection, envelope: Envelope
         mail_from=_clean((envelope.mail_from or "").removeprefix("<").removesuffix(">")),
         rcpt_tos=[_clean(address) for address in envelope.rcpt_tos],
         options=[_clean(option) for option in envelope.mail_options],
-        reply=reply if isinstance(reply, str) else reply.decode("utf-8", "replace"),
+        reply="",
         size=len(raw),
         subject=_readable(fields["Subject"]),
         header_from=_readable(fields["From"]),

@@ -7,6 +7,7 @@ import datetime
 import smtplib
 import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from remails.dev import mailbox as module
+from remails.dev.archive import Archive
 from remails.dev.dns import Code, Server, StaticZone
 from remails.dev.mailbox import Mailbox
 from remails.dev.smtp import Action, Script
@@ -94,6 +96,38 @@ def test_a_record_tells_how_the_mail_came(tmp_path: Path) -> None:
             assert abs(record.received_at.timestamp() - time.time()) < 60
             assert (mailbox.raw(record.id), record.size) == (MAIL, len(MAIL))
 
+    asyncio.run(scenario())
+
+
+def test_a_mail_is_recorded_whose_sender_went_while_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, written, gone = Archive.keep, threading.Event(), threading.Event()
+
+    def slowly(archive: Archive, raw: bytes) -> str:
+        mail_id = keep(archive, raw)
+        written.set()
+        assert gone.wait(10)
+        return mail_id
+
+    def work(smtp: smtplib.SMTP) -> None:
+        smtp.ehlo()
+        smtp.mail("a@example.com")
+        smtp.rcpt("b@example.net")
+        smtp.docmd("DATA")
+        smtp.send(MAIL + b".\r\n")
+        assert written.wait(10)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as mailbox:
+            await client(mailbox, work)
+            while mailbox._connections:
+                await asyncio.sleep(0)
+            gone.set()
+            (record,) = await mailbox.wait(1)
+            assert mailbox.raw(record.id) == MAIL
+
+    monkeypatch.setattr(Archive, "keep", slowly)
     asyncio.run(scenario())
 
 
