@@ -1,6 +1,7 @@
 """The edges on the fleet: one that dies, hosts behind them that die, slow and idle clients. test_operation deploys through them."""
 
 import http.client
+import itertools
 import re
 import shlex
 import socket
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 from deployment import FRONT, GROUPS, Customer, Deployment, check, load
-from hosts import until
+from hosts import CLOUD, MX, RESOLVER, until
 from load import Load, unverified
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(1800), pytest.mark.usefixtures("whole")]
@@ -157,15 +158,18 @@ def test_an_edge_that_cannot_be_asked_ends_a_deployment_in_words(deployment: Dep
 
 
 def test_slow_and_idle_clients_are_in_nobodys_way(deployment: Deployment, customers: dict[str, Customer]) -> None:
-    """2,000 connections that say nothing, and 200 that say little: a second later the API answers as ever."""
+    """2,000 connections that say nothing, and 200 that say little, of three clients: a second later the API answers as ever."""
     fleet, connections = deployment.fleet, []
+    clients = itertools.cycle((RESOLVER, MX, CLOUD))  # a client alone may have 1,000
     context = unverified()
     try:
         with fleet.network("world"):
             for _ in range(2000):
-                connections.append(socket.create_connection((FRONT[0], 443), 10))
+                connections.append(socket.create_connection((FRONT[0], 443), 10, (next(clients), 0)))
             for _ in range(200):
-                slow = http.client.HTTPSConnection(FRONT[0], timeout=30, context=context)
+                slow = http.client.HTTPSConnection(
+                    FRONT[0], timeout=30, context=context, source_address=(next(clients), 0)
+                )
                 slow.connect()
                 slow.sock.sendall(
                     b"POST /api/organizations HTTP/1.1\r\nHost: relay.test\r\nContent-Length: 100\r\n\r\n{"
