@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import image
 from image import run
@@ -84,6 +84,9 @@ class Host:
     cgroup: Path
     namespace: str
     switch: str
+
+    PATIENCE: ClassVar[float] = 120
+    """Seconds that a command may take, if nothing else is said."""
 
     @property
     def mac(self) -> str:
@@ -216,23 +219,27 @@ class Host:
 
     # Inside
 
-    def run(self, command: str, *, check: bool = True, timeout: float = 120) -> str:
-        """What a shell command prints there (both streams), not through the network. Raises RuntimeError."""
-        leader = self.leader()
-        if leader is None:
-            raise RuntimeError(f"{self.name} is off")
+    def run(self, command: str, *, check: bool = True, timeout: float | None = None) -> str:
+        """What a shell command prints there (both streams). Raises RuntimeError."""
         done = subprocess.run(
-            [*_enter(leader), "/bin/sh", "-c", command],
+            self._shell(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
+            timeout=timeout or self.PATIENCE,
             check=False,
         )
         if check and done.returncode:
             raise RuntimeError(f"{self.name}: {command}: exit {done.returncode}\n{done.stdout[-4000:]}")
         return done.stdout
+
+    def _shell(self, command: str) -> list[str]:
+        """How to have a shell there do something; not through the network."""
+        leader = self.leader()
+        if leader is None:
+            raise RuntimeError(f"{self.name} is off")
+        return [*_enter(leader), "/bin/sh", "-c", command]
 
 
 class Fleet:

@@ -5,7 +5,7 @@ all that it gets. It is some ten times slower than the others.
 """
 
 import shlex
-import subprocess
+from typing import ClassVar
 
 import image
 from hosts import PACKAGES_URL, ROUTER, Fleet, Host
@@ -25,6 +25,8 @@ systemctl enable systemd-networkd
 
 class Machine(Host):
     """See the module's text. It takes the place of a host that is shut down, and has its files as they were then."""
+
+    PATIENCE: ClassVar[float] = 600
 
     @classmethod
     def instead_of(cls, host: Host, fleet: Fleet) -> "Machine":
@@ -76,22 +78,10 @@ class Machine(Host):
         pids = (self.cgroup / "cgroup.procs").read_text(encoding="ascii").split() if self.cgroup.is_dir() else []
         return int(pids[-1]) if pids else None
 
-    def run(self, command: str, *, check: bool = True, timeout: float = 600) -> str:
-        """What a shell command prints there (both streams), by ssh. Raises RuntimeError."""
-        ssh = [
+    def _shell(self, command: str) -> list[str]:
+        """How to have a shell there do something: by ssh."""
+        return [
             *("ip", "netns", "exec", self.switch.replace("-switch", "-control")),
-            *("ssh", "-i", image.key(), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
+            *("ssh", "-i", str(image.key()), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
             *("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10", f"root@{self.ip}", command),
         ]
-        done = subprocess.run(
-            ssh,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        if check and done.returncode:
-            raise RuntimeError(f"{self.name}: {command}: exit {done.returncode}\n{done.stdout[-4000:]}")
-        return done.stdout
