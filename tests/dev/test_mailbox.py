@@ -102,7 +102,8 @@ def test_a_record_tells_how_the_mail_came(tmp_path: Path) -> None:
 def test_a_mail_is_recorded_whose_sender_went_while_it_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep, written, gone = Archive.keep, threading.Event(), threading.Event()
+    keep = Archive.keep
+    written, leave, gone = threading.Event(), threading.Event(), threading.Event()
 
     def slowly(archive: Archive, raw: bytes) -> str:
         mail_id = keep(archive, raw)
@@ -116,14 +117,17 @@ def test_a_mail_is_recorded_whose_sender_went_while_it_was_written(
         smtp.rcpt("b@example.net")
         smtp.docmd("DATA")
         smtp.send(MAIL + b".\r\n")
-        assert written.wait(10)
+        assert leave.wait(10)
 
     async def scenario() -> None:
         async with running(tmp_path) as mailbox:
-            await client(mailbox, work)
-            while mailbox._connections:
-                await asyncio.sleep(0)
+            sending = asyncio.create_task(client(mailbox, work))
+            await asyncio.to_thread(written.wait, 10)
+            (connection,) = mailbox._connections
+            leave.set()
+            await asyncio.wait({connection._handler_coroutine})  # which ends when the sender has gone
             gone.set()
+            await sending
             (record,) = await mailbox.wait(1)
             assert mailbox.raw(record.id) == MAIL
 
